@@ -1,0 +1,23 @@
+"""Patch-based score priors: learn what small patches of an image look like, restore whole images."""
+
+from patchscore.denoising import denoise
+from patchscore.errors import InputError
+from patchscore.learning.fit import fit
+from patchscore.learning.history import History
+from patchscore.priors.networks import PatchEnergy, PatchMLP
+from patchscore.priors.prior import PatchPrior
+from patchscore.priors.zoo import bundled_priors, load_prior
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "History",
+    "InputError",
+    "PatchEnergy",
+    "PatchMLP",
+    "PatchPrior",
+    "bundled_priors",
+    "denoise",
+    "fit",
+    "load_prior",
+]

@@ -1,0 +1,156 @@
+"""The front door: a noisy image in, a clean image out.
+
+The estimate is the posterior mean E[clean | noisy = y], in one step (Tweedie's formula):
+
+    x = y + sigma^2 s(y, sigma)
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from patchscore.errors import InputError
+from patchscore.images import numeric_array
+from patchscore.priors.prior import PatchPrior
+from patchscore.priors.zoo import find_device, load_prior
+
+
+def denoise(
+    image: Any,
+    sigma: float | None = None,
+    *,
+    prior: str | Path | PatchPrior = "natural-gray",
+    channel_axis: int | None = None,
+    device: str | torch.device = "auto",
+) -> np.ndarray:
+    """Remove white Gaussian noise of standard deviation ``sigma`` from an image.
+
+    Parameters
+    ----------
+    image
+        A numeric array of any real type, in any unit: (H, W), or three-dimensional with the axis of
+        the channels given. Neither clipped nor rescaled.
+    sigma
+        The noise level in the unit of the image. If None, it is estimated from the finest wavelet
+        coefficients (Donoho and Johnstone 1994, by ``skimage.restoration.estimate_sigma``), which
+        takes fine texture for noise.
+    prior
+        The name of a bundled prior, the path of a prior file, or a :class:`PatchPrior`.
+    channel_axis
+        The axis of the channels, None for a gray image. With a gray prior each channel is denoised by
+        itself.
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ... A :class:`PatchPrior` stays where it is on ``"auto"``.
+
+    Returns
+    -------
+    ndarray
+        The one-step estimate in the same shape and unit: float32 for float16 and float32 images,
+        else float64. Computed in tiles: memory grows with the image, not with image times patch.
+
+    Raises
+    ------
+    InputError
+        Before any work: for an image with NaN or infinite pixels, not numeric, of the wrong shape or
+        smaller than a patch; a noise level that is not one positive number; an unknown prior or
+        device.
+
+    Notes
+    -----
+    Fails where the noise is not white, Gaussian and of one level over the image, and outside of the
+    noise levels that the prior was trained at (``patchscore info`` tells).
+    """
+    array = numeric_array(image)
+    channels = _channels_first(array, channel_axis)
+    if sigma is not None:
+        check_noise_level(sigma)
+    sigma = estimated_sigma(array, channel_axis) if sigma is None else float(sigma)
+    prior = _on_device(prior, device)
+    network = prior.network
+    if network.channels not in (1, len(channels)):
+        raise InputError(
+            f"the image has {len(channels)} channel(s) and the prior {network.channels}; use a gray "
+            "prior (each channel is then denoised by itself) or one for as many channels."
+        )
+    if any(size < side for size, side in zip(channels.shape[1:], network.patch_shape, strict=True)):
+        raise InputError(
+            f"the image is {channels.shape[1]} x {channels.shape[2]} pixels, smaller than one patch of "
+            f"{network.patch_shape[0]} x {network.patch_shape[1]}; use a larger image, or a prior with "
+            "smaller patches."
+        )
+    dtype = np.float32 if array.dtype in (np.float16, np.float32) else np.float64
+    if sigma == 0:
+        warnings.warn(
+            "the estimated noise level is zero, so the image is returned as it is; give sigma if there "
+            "is noise in it.",
+            stacklevel=2,
+        )
+        return array.astype(dtype)
+
+    # By the invariances this changes nothing but rounding: float32 then serves for any unit.
+    offset = channels.mean(dtype=np.float64) if network.brightness_invariant else 0.0
+    unit = sigma if network.scale_invariant else 1.0
+    scaled = ((channels.astype(np.float64) - offset) / unit).astype(np.float32)
+    y = torch.from_numpy(scaled).to(network.like)
+    y = y[:, None] if network.channels == 1 else y[None]
+    with torch.inference_mode():
+        x = prior.denoise(y, sigma / unit)
+    estimate = (x.reshape(channels.shape).cpu().numpy().astype(np.float64) * unit + offset).astype(dtype)
+    return estimate[0] if channel_axis is None else np.moveaxis(estimate, 0, channel_axis)
+
+
+def estimated_sigma(array: np.ndarray, channel_axis: int | None = None) -> float:
+    """The noise level of an image, in its unit, averaged over channels; zero if it is only rounding."""
+    from skimage.restoration import estimate_sigma
+
+    values = array.astype(np.float64)
+    sigma = float(estimate_sigma(values, channel_axis=channel_axis, average_sigmas=True))
+    return sigma if sigma > 10 * np.finfo(np.float64).eps * np.abs(values).max() else 0.0
+
+
+def _channels_first(array: np.ndarray, channel_axis: int | None) -> np.ndarray:
+    """(H, W) or an image with channels, as a view (C, H, W)."""
+    if channel_axis is None:
+        if array.ndim == 3:
+            raise InputError(
+                f"the image has shape {array.shape}; for a colour image say which axis holds the "
+                "channels (channel_axis=-1 for (H, W, C)), and denoise the slices of a volume one by "
+                "one."
+            )
+        if array.ndim != 2:
+            raise InputError(f"the image has shape {array.shape}; expected two dimensions, (H, W).")
+        return array[None]
+    if array.ndim != 3 or not -3 <= channel_axis < 3:
+        raise InputError(
+            f"the image has shape {array.shape} and channel_axis is {channel_axis}; expected three "
+            "dimensions and one of them."
+        )
+    return np.moveaxis(array, channel_axis, 0)
+
+
+def check_noise_level(sigma: Any) -> None:
+    """Raise :class:`InputError` unless sigma is one positive, finite number."""
+    value = np.asarray(sigma)
+    if value.dtype.kind not in "uif" or value.ndim != 0:
+        raise InputError(
+            f"sigma is {sigma!r}; expected one number, the noise level in the unit of the image."
+        )
+    if not 0 < value < math.inf:
+        raise InputError(
+            f"sigma is {sigma}; a noise level is positive and finite, in the unit of the image. Leave "
+            "it out to have it estimated."
+        )
+
+
+def _on_device(prior: str | Path | PatchPrior, device: str | torch.device) -> PatchPrior:
+    if not isinstance(prior, PatchPrior):
+        return load_prior(prior, device)
+    where = prior.network.like.device if device == "auto" else find_device(device)
+    return prior if prior.network.like.device == where else copy.deepcopy(prior).to(where)

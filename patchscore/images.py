@@ -1,0 +1,108 @@
+"""Arrays, tensors and folders <-> the tensors that the library works on. Units are never changed.
+
+At the door an image is a numeric array, (H, W) or with channels; inside it is a (C, H, W) float tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchscore.errors import InputError
+
+ImageSource = np.ndarray | Tensor | Sequence[np.ndarray | Tensor] | str | Path
+
+
+def numeric_array(image: Any, *, name: str = "the image") -> np.ndarray:
+    """The image as a numeric array, as it came.
+
+    Raises
+    ------
+    InputError
+        For booleans, complex numbers, objects, text, no pixels, NaN or infinite pixels.
+    """
+    array = np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image)
+    if array.dtype.kind not in "uif":
+        advice = {
+            "b": "a mask has no noise level; convert it with .astype(float) if it is meant as an image",
+            "c": "denoise the real and the imaginary part, or the magnitude, by themselves",
+        }.get(array.dtype.kind, "expected integers or floating-point numbers")
+        raise InputError(f"{name} has dtype {array.dtype}: {advice}.")
+    if array.size == 0:
+        raise InputError(f"{name} has shape {array.shape}: there are no pixels in it.")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        bad = ~np.isfinite(array)
+        first = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise InputError(
+            f"{name} has {bad.sum()} NaN or infinite values of {array.size}, the first at {first}; "
+            "replace them first (for example with scikit-image's inpaint_biharmonic)."
+        )
+    return array
+
+
+def training_images(source: ImageSource, *, channels: int, smallest: int) -> list[Tensor]:
+    """The images of a training set as (C, H, W) float tensors, each checked.
+
+    Raises
+    ------
+    InputError
+        Naming the image that is not finite, constant, smaller than ``smallest`` on a side, or of
+        another number of channels; or if there is none.
+    """
+    images = []
+    for name, array in _named_arrays(source):
+        numeric_array(array, name=name)
+        if array.ndim == 2:
+            array = array[..., None]
+        if array.ndim != 3:
+            raise InputError(
+                f"{name} has shape {array.shape}; expected (H, W) or (H, W, C) arrays, or (C, H, W) "
+                "tensors."
+            )
+        if array.shape[2] != channels:
+            raise InputError(
+                f"{name} has {array.shape[2]} channels and the prior {channels}; build the network with "
+                f"channels={array.shape[2]}, or convert the images."
+            )
+        if min(array.shape[:2]) < smallest:
+            raise InputError(
+                f"{name} is {array.shape[0]} x {array.shape[1]} pixels, smaller than the crop of "
+                f"{smallest}; leave it out or lower the crop."
+            )
+        if array.min() == array.max():
+            raise InputError(
+                f"{name} is constant ({array.min()} everywhere): there is nothing to learn from it, and "
+                "it is usually a sign of a failed export; leave it out."
+            )
+        precise = array.dtype.kind != "f" or array.dtype.itemsize > 4
+        array = array.astype(np.float64 if precise and array.dtype.itemsize > 2 else np.float32)
+        images.append(torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))))
+    if not images:
+        raise InputError("there are no images to train on.")
+    return images
+
+
+def _named_arrays(source: ImageSource) -> Iterator[tuple[str, np.ndarray]]:
+    """Each image as a channels-last array, with the name that an error calls it by."""
+    if isinstance(source, str | Path):
+        from patchscore.files import image_files, read_image
+
+        for path in image_files(source):
+            yield path.name, read_image(path).pixels
+        return
+    if isinstance(source, np.ndarray | Tensor) and source.ndim not in (3, 4):
+        raise InputError(
+            f"the training images have shape {tuple(source.shape)}; expected an array (N, H, W) or "
+            "(N, H, W, C), a tensor (N, C, H, W), a list, or a folder."
+        )
+    items: Iterable[np.ndarray | Tensor] = source
+    for number, item in enumerate(items):
+        if isinstance(item, Tensor):
+            item = item.detach().cpu()
+            item = (item.movedim(0, -1) if item.ndim == 3 else item).numpy()
+        yield f"image {number}", np.asarray(item)

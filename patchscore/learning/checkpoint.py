@@ -1,0 +1,120 @@
+"""The state of a training run: everything that its next step depends on, in memory and on disk."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchscore.errors import InputError
+from patchscore.priors.cliques import Clique, TrainedOn
+from patchscore.storage import load_tensors, save_tensors
+
+KIND = "patchscore training checkpoint"
+
+
+class TrainingState:
+    """Weights, their moving average, Adam's moments, the generator and the losses so far.
+
+    ``settings`` identify the run: a checkpoint of a run with other settings is refused.
+    """
+
+    def __init__(
+        self,
+        network: Clique,
+        generator: torch.Generator,
+        settings: dict[str, Any],
+        total_steps: int,
+    ) -> None:
+        self.network = network
+        self.generator = generator
+        self.settings = settings
+        self.total_steps = total_steps
+        self.optimizer = torch.optim.Adam(network.parameters())
+        self.average = {name: p.detach().clone() for name, p in network.named_parameters()}
+        self.loss = torch.zeros(total_steps, device=network.like.device)
+        self.step = 0
+        self._seconds_before = 0.0
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the run, over all sittings."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def update(self, loss: Tensor, learning_rate: float, decay: float) -> None:
+        """One step of Adam, then of the moving average."""
+        self.optimizer.param_groups[0]["lr"] = learning_rate
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        with torch.no_grad():
+            for name, parameter in self.network.named_parameters():
+                self.average[name].lerp_(parameter, 1 - decay)
+        self.loss[self.step] = loss.detach()
+        self.step += 1
+
+    def keep_average(self, trained_on: TrainedOn) -> None:
+        """Give the network the averaged weights."""
+        self.network.load_state_dict(self.average)
+        self.network.trained_on = trained_on
+
+    def write(self, path: Path) -> None:
+        """Save the state; the file is replaced only when the new one is whole."""
+        tensors = {
+            "loss": self.loss[: self.step],
+            "generator": self.generator.get_state(),
+            **{f"average/{name}": t for name, t in self.average.items()},
+            **{f"weights/{name}": t for name, t in self.network.named_parameters()},
+        }
+        for (name, _), moments in zip(
+            self.network.named_parameters(), self.optimizer.state_dict()["state"].values(), strict=True
+        ):
+            tensors |= {f"adam/{name}/{key}": value for key, value in moments.items()}
+        progress = {
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "seconds": self.seconds,
+            "settings": self.settings,
+        }
+        save_tensors(path, tensors, progress, kind=KIND)
+
+    @classmethod
+    def read(
+        cls, path: Path, network: Clique, generator: torch.Generator, settings: dict[str, Any]
+    ) -> TrainingState:
+        """Continue from a saved state.
+
+        Raises
+        ------
+        InputError
+            If the file is damaged, or of a run with other settings; those that differ are named.
+        """
+        tensors, progress = load_tensors(path, kind=KIND)
+        found = progress["settings"]
+        different = sorted(k for k in found.keys() | settings.keys() if found.get(k) != settings.get(k))
+        if different:
+            changes = ", ".join(f"{k} {found.get(k)} -> {settings.get(k)}" for k in different)
+            raise InputError(
+                f"{path} is the checkpoint of another run ({changes}); continue with its settings, or "
+                "choose another file for this run."
+            )
+        state = cls(network, generator, settings, progress["total_steps"])
+        state.step = progress["step"]
+        state._seconds_before = progress["seconds"]
+        state.loss[: state.step] = tensors["loss"]
+        generator.set_state(tensors["generator"])
+        moments = {}
+        with torch.no_grad():
+            for number, (name, parameter) in enumerate(network.named_parameters()):
+                parameter.copy_(tensors[f"weights/{name}"])
+                state.average[name].copy_(tensors[f"average/{name}"])
+                moments[number] = {
+                    key: tensors[f"adam/{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+        groups = state.optimizer.state_dict()["param_groups"]
+        state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        return state

@@ -1,0 +1,267 @@
+"""The training loop: from images to a prior.
+
+At every step: crops x of random images, noise levels sigma log-uniform in a range, and one step of Adam
+on the objective (denoising score matching by default), its learning rate falling as half a cosine. The
+weights that are kept are a moving average over the steps (Polyak and Juditsky, SIAM J. Control Optim. 30
+(1992)).
+
+The size of the crops decides what the network becomes: of one patch, the score of the patch marginal;
+larger, a clique potential, trained through the assembled score of the crop.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from patchscore.errors import InputError
+from patchscore.images import ImageSource, training_images
+from patchscore.learning.checkpoint import TrainingState
+from patchscore.learning.history import History
+from patchscore.learning.matching import denoising_score_matching
+from patchscore.priors.cliques import TrainedOn
+from patchscore.priors.prior import PatchPrior
+from patchscore.storage import check_destination
+
+STEPS_BETWEEN_REPORTS = 50
+SECONDS_OF_TIMING = 2.0
+
+
+class Objective(Protocol):
+    """What is minimised: a scalar from crops (B, C, h, w) and noise levels (B,)."""
+
+    def __call__(
+        self, prior: PatchPrior, clean: Tensor, sigma: Tensor, *, generator: torch.Generator
+    ) -> Tensor:
+        """The scalar."""
+
+
+def fit(
+    prior: PatchPrior,
+    images: ImageSource,
+    *,
+    sigmas: tuple[float, float],
+    crop: int = 40,
+    steps: int | None = None,
+    minutes: float | None = None,
+    batch_size: int = 16,
+    learning_rate: float = 2e-3,
+    average: float = 0.999,
+    objective: Objective = denoising_score_matching,
+    mixed_precision: bool = False,
+    generator: torch.Generator | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 500,
+    progress: bool = True,
+) -> History:
+    """Train a prior on clean images, in place.
+
+    Parameters
+    ----------
+    prior
+        Its network is trained on the device and in the precision that it is in. Its assembly must fit
+        the crops: ``"sum"`` for crops of at least 2 P - 1 pixels, ``"mean"`` for crops of P.
+    images
+        An array (N, H, W) or (N, H, W, C), a tensor (N, C, H, W), a list of arrays or tensors that may
+        differ in size, or a folder of image files. Finite, not constant, at least as large as the crop.
+    sigmas
+        The lowest and the highest noise level, in the unit of the images. Levels are drawn
+        log-uniformly between them, one for each crop.
+    crop
+        Side of the square crops in pixels.
+    steps, minutes
+        How long: exactly one of the two. Minutes are turned into steps once, from the time that a few
+        steps take on a copy, so that the schedule is known and a resumed run follows it.
+    average
+        Decay of the moving average of the weights; less at first, (1 + t) / (10 + t).
+    objective
+        See :mod:`patchscore.learning.matching`.
+    mixed_precision
+        Matrix products in bfloat16, weights and sums in float32: about twice as fast where the
+        processor has bfloat16 instructions.
+    generator
+        All randomness of the run; on the CPU. Seed 0 if not given.
+    checkpoint
+        A file that the state is written to every ``checkpoint_every`` steps. If it exists, the run
+        continues from it and ends with the same weights, to the last bit, as if it had never stopped.
+    progress
+        Whether a progress bar is shown.
+
+    Returns
+    -------
+    History
+        The loss of every step, to plot. The prior holds the averaged weights (also when the run was
+        interrupted from the keyboard), and its card the settings of the run.
+
+    Raises
+    ------
+    InputError
+        If the images do not fit the settings, the assembly does not fit the crops, the checkpoint is
+        of another run, or the loss stops being finite; the prior then has the weights it came with.
+    """
+    if (steps is None) == (minutes is None):
+        raise InputError(f"steps is {steps} and minutes is {minutes}; give exactly one of the two.")
+    generator = generator or torch.Generator().manual_seed(0)
+    _check(sigmas, steps, minutes, batch_size, learning_rate, average, generator)
+    network = prior.network
+    trained_on = _trained_on(prior, crop)
+    path = Path(checkpoint) if checkpoint is not None else None
+    if path is not None:
+        check_destination(path)
+    data = training_images(images, channels=network.channels, smallest=crop)
+    run = {
+        "network": network.settings(),
+        "images": len(data),
+        "digest": _digest(data),
+        "sigmas": list(sigmas),
+        "crop": crop,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "average": average,
+        "objective": getattr(objective, "__name__", str(objective)),
+        "mixed_precision": mixed_precision,
+        **({"steps": steps} if minutes is None else {"minutes": minutes}),
+    }
+
+    def next_loss(view: PatchPrior, generator: torch.Generator) -> Tensor:
+        clean = torch.stack([_random_crop(data, crop, generator) for _ in range(batch_size)])
+        u = torch.rand(batch_size, generator=generator, dtype=torch.float64)
+        sigma = sigmas[0] * (sigmas[1] / sigmas[0]) ** u
+        like = view.network.like
+        with torch.autocast(like.device.type, torch.bfloat16, enabled=mixed_precision):
+            return objective(view, clean.to(like), sigma.to(like), generator=generator)
+
+    before = copy.deepcopy(network.state_dict())
+    network.requires_grad_()
+    view = prior.with_boundary("open")
+    if path is not None and path.exists():
+        state = TrainingState.read(path, network, generator, run)
+    else:
+        total = steps or _steps_in(60 * (minutes or 0), view, next_loss, generator)
+        state = TrainingState(network, generator, run, total)
+    rates = _half_cosine(learning_rate, state.total_steps)
+    try:
+        with tqdm(total=state.total_steps, initial=state.step, disable=not progress) as bar:
+            while state.step < state.total_steps:
+                decay = min(average, (1 + state.step) / (10 + state.step))
+                state.update(next_loss(view, generator), float(rates[state.step]), decay)
+                bar.update()
+                if state.step % STEPS_BETWEEN_REPORTS == 0 or state.step == state.total_steps:
+                    recent = state.loss[: state.step][-STEPS_BETWEEN_REPORTS:].mean().item()
+                    bar.set_postfix(loss=f"{recent:.4f}")
+                    if not math.isfinite(recent):
+                        network.load_state_dict(before)
+                        raise InputError(
+                            f"the loss is {recent} after {state.step} steps: training diverged; try a "
+                            f"learning rate below {learning_rate:g}."
+                        )
+                if path is not None and state.step % checkpoint_every == 0:
+                    state.write(path)
+    except KeyboardInterrupt:
+        state.keep_average(trained_on)
+        raise
+    if path is not None:
+        state.write(path)
+    state.keep_average(trained_on)
+    prior.card |= {
+        "training": {**run, "steps": state.total_steps, "seconds": round(state.seconds)},
+        "trained": date.today().isoformat(),
+    }
+    return History(state.loss.cpu().numpy(), rates, state.seconds)
+
+
+def _check(
+    sigmas: tuple[float, float],
+    steps: int | None,
+    minutes: float | None,
+    batch_size: int,
+    learning_rate: float,
+    average: float,
+    generator: torch.Generator,
+) -> None:
+    low, high = sigmas
+    if not (0 < low <= high < math.inf):
+        raise InputError(
+            f"sigmas is {sigmas}; expected the lowest and the highest noise level, positive, in the "
+            "unit of the images."
+        )
+    for name, value in (
+        ("steps", steps),
+        ("minutes", minutes),
+        ("batch_size", batch_size),
+        ("learning_rate", learning_rate),
+    ):
+        if value is not None and not (0 < value < math.inf):
+            raise InputError(f"{name} is {value}; expected a positive number.")
+    if not 0 <= average < 1:
+        raise InputError(f"average is {average}; expected a decay from 0 (none) to below 1.")
+    if generator.device.type != "cpu":
+        raise InputError(
+            f"the generator is on {generator.device}; expected one on the CPU, so that a run draws the "
+            "same crops and noise on every device: torch.Generator().manual_seed(0)."
+        )
+
+
+def _trained_on(prior: PatchPrior, crop: int) -> TrainedOn:
+    """What crops of this size make of the network, or an error if it is not how it is assembled."""
+    side = max(prior.network.patch_shape)
+    if crop == side and prior.assembly == "mean":
+        return "patches"
+    if crop >= 2 * side - 1 and prior.assembly == "sum":
+        return "crops"
+    raise InputError(
+        f"crops of {crop} do not fit patches of {side} assembled by {prior.assembly!r}. For a clique "
+        f'potential use assembly="sum" and crops of at least {2 * side - 1}, so that some pixel has all '
+        f'its cliques; for the score of the patch marginal use assembly="mean" and crops of {side}.'
+    )
+
+
+def _random_crop(data: Sequence[Tensor], crop: int, generator: torch.Generator) -> Tensor:
+    image = data[_below(len(data), generator)]
+    top, left = (_below(size - crop + 1, generator) for size in image.shape[-2:])
+    return image[:, top : top + crop, left : left + crop]
+
+
+def _below(limit: int, generator: torch.Generator) -> int:
+    return int(torch.randint(limit, (), generator=generator))
+
+
+def _half_cosine(learning_rate: float, steps: int) -> np.ndarray:
+    return 0.5 * learning_rate * (1 + np.cos(np.pi * np.arange(steps) / steps))
+
+
+def _digest(data: Sequence[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for image in data:
+        digest.update(str(tuple(image.shape)).encode() + image.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _steps_in(
+    seconds: float,
+    view: PatchPrior,
+    next_loss: Callable[[PatchPrior, torch.Generator], Tensor],
+    generator: torch.Generator,
+) -> int:
+    """How many steps fit in the time, measured on a copy that leaves no trace."""
+    copied = copy.deepcopy(view)
+    generator = generator.clone_state()
+    state = TrainingState(copied.network, generator, {}, total_steps=10_000)
+    times: list[float] = []
+    while sum(times) < min(SECONDS_OF_TIMING, seconds) or len(times) < 3:
+        start = time.perf_counter()
+        state.update(next_loss(copied, generator), learning_rate=0.0, decay=0.9)
+        state.loss[state.step - 1].item()  # waits for the device
+        times.append(time.perf_counter() - start)
+    return max(1, round(seconds / sorted(times)[len(times) // 2]))

@@ -1,0 +1,59 @@
+"""What a prior is assembled from: something that scores a patch at a noise level.
+
+    s_V(v; sigma)                          Clique: the score alone
+    s_V(v; sigma) = -phi'(v; sigma)        Potential: the gradient of a known energy phi
+
+Patches are (B, n, L): n = C P_1 P_2 pixels, L patches of each of B images; sigma is (B, 1, 1).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+TrainedOn = Literal["patches", "crops"]
+
+
+class Clique(nn.Module, ABC):
+    """A score for patches. It holds at least one floating-point parameter or buffer.
+
+    Attributes
+    ----------
+    patch_shape, channels : the patches that it takes
+    trained_on
+        ``"patches"`` if it knows the marginal of a patch, ``"crops"`` if it is a clique potential, None
+        if it does not say.
+    scale_invariant
+        Whether a s_V(a v; a sigma) = s_V(v; sigma) for every a > 0.
+    brightness_invariant
+        Whether s_V(v + c; sigma) = s_V(v; sigma) for every c.
+    """
+
+    patch_shape: tuple[int, int]
+    channels: int
+    trained_on: TrainedOn | None = None
+    scale_invariant: bool = False
+    brightness_invariant: bool = False
+
+    @abstractmethod
+    def score(self, patches: Tensor, sigma: Tensor) -> Tensor:
+        """s_V: (B, n, L) -> (B, n, L), in one over the image's unit."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The arguments that build it again, before its tensors are loaded; as JSON can hold them."""
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of its dtype, on its device."""
+        return next(t for t in (*self.parameters(), *self.buffers()) if t.is_floating_point())
+
+
+class Potential(Clique):
+    """A clique whose score is the gradient of -phi."""
+
+    @abstractmethod
+    def energy(self, patches: Tensor, sigma: Tensor) -> Tensor:
+        """phi: (B, n, L) -> (B, L), without unit, up to a constant."""

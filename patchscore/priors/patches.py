@@ -1,0 +1,206 @@
+"""Patches of an image: the cutting operators G_c, their adjoints, and what lies beyond the border.
+
+    image -> patches      G_c  = S_c E
+    patches -> image      G_c' = E' S_c'
+
+E extends the image beyond its border (a linear map, so it has an adjoint) and S_c cuts the c-th
+P x P window out of the extended image. A Markov random field over all overlapping patches is then
+
+    log p(x) = - sum_c w_c phi(G_c x) + const
+    grad log p(x) = - sum_c w_c G_c' phi'(G_c x)
+
+which is an exact gradient for every boundary, because E' is the exact adjoint of E.
+
+Reference: Roth and Black, "Fields of Experts", IJCV 82 (2009), equation 7.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from patchscore.errors import InputError
+
+Boundary = Literal["symmetric", "periodic", "open"]
+
+# Patches in flight at once: on a CPU the activations of a tile should stay in the cache, on a GPU
+# a tile should fill the device.
+PATCHES_PER_TILE_CPU = 4096
+PATCHES_PER_TILE_GPU = 262_144
+
+
+class PatchGrid:
+    """The cliques of an image: all overlapping patches of one size, under one boundary.
+
+    Boundaries
+    ----------
+    ``"periodic"``   the image is a torus: H x W patches.
+    ``"symmetric"``  half-sample reflection (d c b a | a b c d | d c b a): the patches centred on the
+                     image's pixels, or on its pixel corners where a side of the patch is even; those
+                     on the rim then count half (w_c = 1/2). The energy is a quarter of that of the
+                     mirrored image on the torus of twice the size if phi is invariant to flips.
+    ``"open"``       only patches inside the image: (H - P + 1) x (W - P + 1). Pixels closer than
+                     P - 1 to the border belong to fewer cliques.
+
+    In the first two every pixel belongs to P^2 cliques (counting reflected ones).
+
+    Parameters
+    ----------
+    image_shape : (H, W), at least as large as the patch
+    patch_shape : (rows, columns) of a patch
+    """
+
+    def __init__(
+        self, image_shape: Sequence[int], patch_shape: Sequence[int], boundary: Boundary
+    ) -> None:
+        if boundary not in get_args(Boundary):
+            raise InputError(f"boundary is {boundary!r}; choose one of {get_args(Boundary)}.")
+        if any(size < side for size, side in zip(image_shape, patch_shape, strict=True)):
+            raise InputError(
+                f"the image is {_by(image_shape)} pixels, smaller than one patch of "
+                f"{_by(patch_shape)}; use a larger image or a prior with smaller patches."
+            )
+        self.image_shape = tuple(image_shape)
+        self.patch_shape = tuple(patch_shape)
+        self.boundary = boundary
+        margins = [_margins(side, boundary) for side in patch_shape]
+        self.before = margins[0][0], margins[1][0]
+        self.padded_shape = tuple(size + sum(m) for size, m in zip(image_shape, margins, strict=True))
+        self.shape = tuple(
+            size - side + 1 for size, side in zip(self.padded_shape, patch_shape, strict=True)
+        )
+
+    def pad(self, x: Tensor) -> Tensor:
+        """E x: (B, C, H, W) extended beyond its border, (B, C, *padded_shape)."""
+        if self.padded_shape == self.image_shape:
+            return x
+        rows, columns = self._sources(x.device)
+        return x.index_select(-2, rows).index_select(-1, columns)
+
+    def pad_adjoint(self, y: Tensor) -> Tensor:
+        """E' y: what was put beyond the border is added to the pixels that it was copied from."""
+        rows, columns = self._sources(y.device)
+        y = _fold_back(y, -2, rows, self.before[0], self.image_shape[0])
+        return _fold_back(y, -1, columns, self.before[1], self.image_shape[1])
+
+    def extract(self, x: Tensor) -> Tensor:
+        """All patches (G_1 x, ..., G_L x): (B, C, H, W) -> (B, C P^2, L). The definition."""
+        return F.unfold(self.pad(x), self.patch_shape)
+
+    def assemble(self, patches: Tensor) -> Tensor:
+        """sum_c G_c' v_c: (B, C P^2, L) -> (B, C, H, W). The adjoint of :meth:`extract`."""
+        return self.pad_adjoint(F.fold(patches, self.padded_shape, self.patch_shape))
+
+    def weights(self, like: Tensor) -> Tensor | None:
+        """The weights w_c as a (rows, columns) grid; None where all are one."""
+        if self.boundary != "symmetric" or all(side % 2 for side in self.patch_shape):
+            return None
+        rows, columns = (
+            _rim_weights(count, side, like)
+            for count, side in zip(self.shape, self.patch_shape, strict=True)
+        )
+        return rows[:, None] * columns
+
+    def overlap(self, like: Tensor) -> Tensor:
+        """How many cliques a pixel belongs to, sum_c w_c G_c' 1: (1, 1, H, W)."""
+        ones = like.new_ones(1, math.prod(self.patch_shape), math.prod(self.shape))
+        weights = self.weights(like)
+        return self.assemble(ones if weights is None else ones * weights.flatten())
+
+    def apply(self, x: Tensor, sigma: Tensor, f: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """sum_c w_c G_c' f(G_c x, sigma), tile by tile, so that patches are never all in memory.
+
+        x is (B, C, H, W), sigma (B,), and f maps patches (b, n, l) and sigma (b, 1, 1) to (b, n, l).
+        """
+        padded = self.pad(x)
+        total = torch.zeros_like(padded)
+        weights = self.weights(x)
+        for images, rows, window in self._tiles(x):
+            tile = padded[images, :, window]
+            values = f(F.unfold(tile, self.patch_shape), sigma[images, None, None])
+            if weights is not None:
+                values = values * weights[rows].flatten()
+            total[images, :, window] += F.fold(values, tile.shape[-2:], self.patch_shape)
+        return self.pad_adjoint(total)
+
+    def total(self, x: Tensor, sigma: Tensor, phi: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """sum_c w_c phi(G_c x, sigma), tile by tile: (B,). phi maps (b, n, l) to (b, l)."""
+        padded = self.pad(x)
+        total = x.new_zeros(len(x))
+        weights = self.weights(x)
+        for images, rows, window in self._tiles(x):
+            values = phi(
+                F.unfold(padded[images, :, window], self.patch_shape), sigma[images, None, None]
+            )
+            if weights is not None:
+                values = values * weights[rows].flatten()
+            total[images] += values.sum(-1)
+        return total
+
+    def _tiles(self, x: Tensor) -> Iterator[tuple[slice, slice, slice]]:
+        """Batches of images, the rows of the grid in a tile, and the padded rows that these see."""
+        limit = PATCHES_PER_TILE_CPU if x.device.type == "cpu" else PATCHES_PER_TILE_GPU
+        grid_rows, grid_columns = self.shape
+        height = min(grid_rows, max(1, limit // grid_columns))
+        depth = max(1, limit // (height * grid_columns))
+        for first in range(0, len(x), depth):
+            for top in range(0, grid_rows, height):
+                bottom = min(top + height, grid_rows)
+                window = slice(top, bottom + self.patch_shape[0] - 1)
+                yield slice(first, first + depth), slice(top, bottom), window
+
+    def _sources(self, device: torch.device) -> list[Tensor]:
+        """For both axes: the pixel of the image that each pixel of the padded image copies."""
+        return [
+            _source_index(size, before, padded, self.boundary).to(device)
+            for size, before, padded in zip(
+                self.image_shape, self.before, self.padded_shape, strict=True
+            )
+        ]
+
+
+def _margins(side: int, boundary: Boundary) -> tuple[int, int]:
+    """Pixels added before and after an axis."""
+    match boundary:
+        case "open":
+            return 0, 0
+        case "periodic":
+            return side // 2, side - 1 - side // 2
+        case "symmetric":
+            return side // 2, side // 2
+
+
+@lru_cache(maxsize=64)
+def _source_index(size: int, before: int, padded: int, boundary: Boundary) -> Tensor:
+    index = torch.arange(-before, padded - before)
+    if boundary == "symmetric":
+        index = index % (2 * size)
+        return torch.minimum(index, 2 * size - 1 - index)
+    return index % size
+
+
+def _fold_back(y: Tensor, axis: int, sources: Tensor, before: int, size: int) -> Tensor:
+    """The adjoint of copying along one axis: the middle stays, both margins are added to it."""
+    after = y.shape[axis] - before - size
+    if before == after == 0:
+        return y
+    middle = y.narrow(axis, before, size)
+    left = middle.index_add(axis, sources[:before], y.narrow(axis, 0, before))
+    return left.index_add_(axis, sources[before + size :], y.narrow(axis, before + size, after))
+
+
+def _rim_weights(count: int, side: int, like: Tensor) -> Tensor:
+    weights = like.new_ones(count)
+    if side % 2 == 0:
+        weights[0] = weights[-1] = 0.5
+    return weights
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,70 @@
+"""The priors that come with the library, each with a model card beside its weights."""
+
+from __future__ import annotations
+
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import torch
+
+from patchscore.errors import InputError
+from patchscore.priors.prior import PatchPrior
+
+WEIGHTS = files("patchscore.priors") / "weights"
+SUFFIX = ".safetensors"
+
+
+def bundled_priors() -> list[str]:
+    """The names that :func:`load_prior` knows."""
+    return sorted(
+        entry.name.removesuffix(SUFFIX) for entry in WEIGHTS.iterdir() if entry.name.endswith(SUFFIX)
+    )
+
+
+def load_prior(name_or_path: str | Path, device: str | torch.device = "auto") -> PatchPrior:
+    """A bundled prior by its name, or one from a file, ready to use.
+
+    Parameters
+    ----------
+    name_or_path
+        A name from :func:`bundled_priors` (``"natural-gray"``), or the path of a ``.safetensors`` file
+        that :meth:`PatchPrior.save` wrote.
+    device
+        ``"auto"`` (CUDA if there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
+
+    Raises
+    ------
+    InputError
+        If there is no such prior, file or device, or the file is not a whole, unaltered prior.
+    """
+    where = find_device(device)
+    if str(name_or_path) in bundled_priors():
+        with as_file(WEIGHTS / f"{name_or_path}{SUFFIX}") as path:
+            prior = PatchPrior.load(path)
+    elif Path(name_or_path).is_file():
+        prior = PatchPrior.load(name_or_path)
+    else:
+        raise InputError(
+            f"there is no prior {str(name_or_path)!r}: it is neither a file nor one of the bundled "
+            f"priors ({', '.join(bundled_priors())})."
+        )
+    return prior.to(where).requires_grad_(False)
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    """The device of this name, if it is there.
+
+    Raises :class:`InputError` if the name is unknown, or no such device is present.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"the device {str(device)!r} cannot be used here ({str(error).splitlines()[0]}); use "
+            f'"cpu", or "auto" to take CUDA when there is one. CUDA devices found: '
+            f"{torch.cuda.device_count()}."
+        ) from error
+    return found
