@@ -104,5 +104,6 @@ def _named_arrays(source: ImageSource) -> Iterator[tuple[str, np.ndarray]]:
     for number, item in enumerate(items):
         if isinstance(item, Tensor):
             item = item.detach().cpu()
+            item = item.float() if item.dtype == torch.bfloat16 else item
             item = (item.movedim(0, -1) if item.ndim == 3 else item).numpy()
         yield f"image {number}", np.asarray(item)

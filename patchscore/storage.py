@@ -94,12 +94,13 @@ def check_destination(path: str | Path) -> None:
     path = Path(path)
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder; give the name of a file.")
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {path.parent}; create it first.")
     try:
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise InputError(
-            f"cannot write {path}: {error.strerror}: {path.parent.resolve()}; choose an existing folder "
-            "that can be written to."
+            f"cannot write {path}: {error.strerror} ({path.parent}); use another folder."
         ) from error
 
 

@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -36,6 +37,7 @@ from patchscore.storage import check_destination
 
 STEPS_BETWEEN_REPORTS = 50
 SECONDS_OF_TIMING = 2.0
+MOST_TIMED = 1000
 
 
 class Objective(Protocol):
@@ -113,7 +115,9 @@ def fit(
     if (steps is None) == (minutes is None):
         raise InputError(f"steps is {steps} and minutes is {minutes}; give exactly one of the two.")
     generator = generator or torch.Generator().manual_seed(0)
-    _check(sigmas, steps, minutes, batch_size, learning_rate, average, generator)
+    low, high, learning_rate = float(sigmas[0]), float(sigmas[1]), float(learning_rate)
+    _check_counts(crop=crop, steps=steps, batch_size=batch_size, checkpoint_every=checkpoint_every)
+    _check(low, high, minutes, learning_rate, average, generator)
     network = prior.network
     trained_on = _trained_on(prior, crop)
     path = Path(checkpoint) if checkpoint is not None else None
@@ -122,9 +126,10 @@ def fit(
     data = training_images(images, channels=network.channels, smallest=crop)
     run = {
         "network": network.settings(),
+        "dtype": str(network.like.dtype).removeprefix("torch."),
         "images": len(data),
         "digest": _digest(data),
-        "sigmas": list(sigmas),
+        "sigmas": [low, high],
         "crop": crop,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
@@ -137,7 +142,7 @@ def fit(
     def next_loss(view: PatchPrior, generator: torch.Generator) -> Tensor:
         clean = torch.stack([_random_crop(data, crop, generator) for _ in range(batch_size)])
         u = torch.rand(batch_size, generator=generator, dtype=torch.float64)
-        sigma = sigmas[0] * (sigmas[1] / sigmas[0]) ** u
+        sigma = low * (high / low) ** u
         like = view.network.like
         with torch.autocast(like.device.type, torch.bfloat16, enabled=mixed_precision):
             return objective(view, clean.to(like), sigma.to(like), generator=generator)
@@ -153,21 +158,12 @@ def fit(
     rates = _half_cosine(learning_rate, state.total_steps)
     try:
         with tqdm(total=state.total_steps, initial=state.step, disable=not progress) as bar:
-            while state.step < state.total_steps:
-                decay = min(average, (1 + state.step) / (10 + state.step))
-                state.update(next_loss(view, generator), float(rates[state.step]), decay)
-                bar.update()
-                if state.step % STEPS_BETWEEN_REPORTS == 0 or state.step == state.total_steps:
-                    recent = state.loss[: state.step][-STEPS_BETWEEN_REPORTS:].mean().item()
-                    bar.set_postfix(loss=f"{recent:.4f}")
-                    if not math.isfinite(recent):
-                        network.load_state_dict(before)
-                        raise InputError(
-                            f"the loss is {recent} after {state.step} steps: training diverged; try a "
-                            f"learning rate below {learning_rate:g}."
-                        )
-                if path is not None and state.step % checkpoint_every == 0:
-                    state.write(path)
+            _descend(
+                state, lambda: next_loss(view, generator), rates, average, path, checkpoint_every, bar
+            )
+    except InputError:
+        network.load_state_dict(before)
+        raise
     except KeyboardInterrupt:
         state.keep_average(trained_on)
         raise
@@ -181,28 +177,54 @@ def fit(
     return History(state.loss.cpu().numpy(), rates, state.seconds)
 
 
+def _descend(
+    state: TrainingState,
+    next_loss: Callable[[], Tensor],
+    rates: np.ndarray,
+    average: float,
+    path: Path | None,
+    checkpoint_every: int,
+    bar: tqdm,
+) -> None:
+    """All steps that are left; an error if the loss stops being finite."""
+    while state.step < state.total_steps:
+        decay = min(average, (1 + state.step) / (10 + state.step))
+        state.update(next_loss(), float(rates[state.step]), decay)
+        bar.update()
+        due = path is not None and state.step % checkpoint_every == 0
+        if due or state.step % STEPS_BETWEEN_REPORTS == 0 or state.step == state.total_steps:
+            recent = state.loss[: state.step][-STEPS_BETWEEN_REPORTS:].mean().item()
+            bar.set_postfix(loss=f"{recent:.4f}")
+            if not math.isfinite(recent):
+                raise InputError(
+                    f"the loss is {recent} after {state.step} steps: training diverged; try a learning "
+                    f"rate below {rates[0]:g}, and remove the checkpoint if there is one."
+                )
+        if path is not None and due:
+            state.write(path)
+
+
+def _check_counts(**counts: object) -> None:
+    for name, value in counts.items():
+        if value is not None and not (isinstance(value, int | np.integer) and value > 0):
+            raise InputError(f"{name} is {value!r}; expected a positive whole number.")
+
+
 def _check(
-    sigmas: tuple[float, float],
-    steps: int | None,
+    low: float,
+    high: float,
     minutes: float | None,
-    batch_size: int,
     learning_rate: float,
     average: float,
     generator: torch.Generator,
 ) -> None:
-    low, high = sigmas
     if not (0 < low <= high < math.inf):
         raise InputError(
-            f"sigmas is {sigmas}; expected the lowest and the highest noise level, positive, in the "
-            "unit of the images."
+            f"sigmas is ({low}, {high}); expected the lowest and the highest noise level, positive, in "
+            "the unit of the images."
         )
-    for name, value in (
-        ("steps", steps),
-        ("minutes", minutes),
-        ("batch_size", batch_size),
-        ("learning_rate", learning_rate),
-    ):
-        if value is not None and not (0 < value < math.inf):
+    for name, value in (("minutes", minutes), ("learning_rate", learning_rate)):
+        if value is not None and not 0 < value < math.inf:
             raise InputError(f"{name} is {value}; expected a positive number.")
     if not 0 <= average < 1:
         raise InputError(f"average is {average}; expected a decay from 0 (none) to below 1.")
@@ -257,9 +279,9 @@ def _steps_in(
     """How many steps fit in the time, measured on a copy that leaves no trace."""
     copied = copy.deepcopy(view)
     generator = generator.clone_state()
-    state = TrainingState(copied.network, generator, {}, total_steps=10_000)
+    state = TrainingState(copied.network, generator, {}, total_steps=MOST_TIMED)
     times: list[float] = []
-    while sum(times) < min(SECONDS_OF_TIMING, seconds) or len(times) < 3:
+    while len(times) < 3 or (sum(times) < min(SECONDS_OF_TIMING, seconds) and len(times) < MOST_TIMED):
         start = time.perf_counter()
         state.update(next_loss(copied, generator), learning_rate=0.0, decay=0.9)
         state.loss[state.step - 1].item()  # waits for the device

@@ -37,7 +37,8 @@ class History(NamedTuple):
         ax.plot(steps[window - 1 :], smooth, color="C0", label=f"mean of {window} steps")
         # The first steps are far above the rest and would flatten it.
         low, high = np.percentile(self.loss, [0, 98])
-        ax.set(xlabel="step", ylabel="loss", ylim=(0.9 * low, 1.1 * high))
+        margin = 0.1 * (high - low) + 1e-12
+        ax.set(xlabel="step", ylabel="loss", ylim=(low - margin, high + margin))
         rate = ax.twinx()
         rate.plot(steps, self.learning_rate, color="C1", linewidth=1, linestyle="--")
         rate.set_ylabel("learning rate", color="C1")

@@ -16,9 +16,9 @@ Reference: Roth and Black, "Fields of Experts", IJCV 82 (2009), equation 7.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from itertools import product
 from typing import Literal, get_args
 
 import torch
@@ -28,6 +28,7 @@ from torch import Tensor
 from patchscore.errors import InputError
 
 Boundary = Literal["symmetric", "periodic", "open"]
+Tile = tuple[slice, slice, slice, slice]
 
 # Patches in flight at once: on a CPU the activations of a tile should stay in the cache, on a GPU
 # a tile should fill the device.
@@ -102,16 +103,20 @@ class PatchGrid:
         if self.boundary != "symmetric" or all(side % 2 for side in self.patch_shape):
             return None
         rows, columns = (
-            _rim_weights(count, side, like)
+            _rim_weights(count, side, self.boundary, like)
             for count, side in zip(self.shape, self.patch_shape, strict=True)
         )
         return rows[:, None] * columns
 
     def overlap(self, like: Tensor) -> Tensor:
         """How many cliques a pixel belongs to, sum_c w_c G_c' 1: (1, 1, H, W)."""
-        ones = like.new_ones(1, math.prod(self.patch_shape), math.prod(self.shape))
-        weights = self.weights(like)
-        return self.assemble(ones if weights is None else ones * weights.flatten())
+        counts = []
+        for axis, sources in enumerate(self._sources(like.device)):
+            side = self.patch_shape[axis]
+            weights = _rim_weights(self.shape[axis], side, self.boundary, like)
+            spread = F.conv_transpose1d(weights[None, None], like.new_ones(1, 1, side))[0, 0]
+            counts.append(_fold_back(spread, 0, sources, self.before[axis], self.image_shape[axis]))
+        return (counts[0][:, None] * counts[1])[None, None]
 
     def apply(self, x: Tensor, sigma: Tensor, f: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """sum_c w_c G_c' f(G_c x, sigma), tile by tile, so that patches are never all in memory.
@@ -120,40 +125,45 @@ class PatchGrid:
         """
         padded = self.pad(x)
         total = torch.zeros_like(padded)
-        weights = self.weights(x)
-        for images, rows, window in self._tiles(x):
-            tile = padded[images, :, window]
-            values = f(F.unfold(tile, self.patch_shape), sigma[images, None, None])
+        for tile, patches, levels, weights in self._tiles(padded, sigma):
+            values = f(patches, levels)
             if weights is not None:
-                values = values * weights[rows].flatten()
-            total[images, :, window] += F.fold(values, tile.shape[-2:], self.patch_shape)
+                values = values * weights
+            total[tile] += F.fold(values, total[tile].shape[-2:], self.patch_shape)
         return self.pad_adjoint(total)
 
     def total(self, x: Tensor, sigma: Tensor, phi: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """sum_c w_c phi(G_c x, sigma), tile by tile: (B,). phi maps (b, n, l) to (b, l)."""
-        padded = self.pad(x)
         total = x.new_zeros(len(x))
-        weights = self.weights(x)
-        for images, rows, window in self._tiles(x):
-            values = phi(
-                F.unfold(padded[images, :, window], self.patch_shape), sigma[images, None, None]
-            )
+        for tile, patches, levels, weights in self._tiles(self.pad(x), sigma):
+            values = phi(patches, levels)
             if weights is not None:
-                values = values * weights[rows].flatten()
-            total[images] += values.sum(-1)
+                values = values * weights
+            total[tile[0]] += values.sum(-1)
         return total
 
-    def _tiles(self, x: Tensor) -> Iterator[tuple[slice, slice, slice]]:
-        """Batches of images, the rows of the grid in a tile, and the padded rows that these see."""
-        limit = PATCHES_PER_TILE_CPU if x.device.type == "cpu" else PATCHES_PER_TILE_GPU
-        grid_rows, grid_columns = self.shape
-        height = min(grid_rows, max(1, limit // grid_columns))
-        depth = max(1, limit // (height * grid_columns))
-        for first in range(0, len(x), depth):
-            for top in range(0, grid_rows, height):
-                bottom = min(top + height, grid_rows)
-                window = slice(top, bottom + self.patch_shape[0] - 1)
-                yield slice(first, first + depth), slice(top, bottom), window
+    def _tiles(
+        self, padded: Tensor, sigma: Tensor
+    ) -> Iterator[tuple[Tile, Tensor, Tensor, Tensor | None]]:
+        """Pieces of the padded images, their patches, noise levels and weights w_c."""
+        limit = PATCHES_PER_TILE_CPU if padded.device.type == "cpu" else PATCHES_PER_TILE_GPU
+        width = min(self.shape[1], limit)
+        height = min(self.shape[0], max(1, limit // width))
+        depth = max(1, limit // (height * width))
+        weights = self.weights(padded)
+        for first, top, left in product(
+            range(0, len(padded), depth), range(0, self.shape[0], height), range(0, self.shape[1], width)
+        ):
+            images = slice(first, first + depth)
+            rows, columns = slice(top, top + height), slice(left, left + width)
+            side_rows, side_columns = self.patch_shape
+            tile = images, slice(None), _window(rows, side_rows), _window(columns, side_columns)
+            yield (
+                tile,
+                F.unfold(padded[tile], self.patch_shape),
+                sigma[images, None, None],
+                None if weights is None else weights[rows, columns].flatten(),
+            )
 
     def _sources(self, device: torch.device) -> list[Tensor]:
         """For both axes: the pixel of the image that each pixel of the padded image copies."""
@@ -178,11 +188,12 @@ def _margins(side: int, boundary: Boundary) -> tuple[int, int]:
 
 @lru_cache(maxsize=64)
 def _source_index(size: int, before: int, padded: int, boundary: Boundary) -> Tensor:
-    index = torch.arange(-before, padded - before)
-    if boundary == "symmetric":
-        index = index % (2 * size)
-        return torch.minimum(index, 2 * size - 1 - index)
-    return index % size
+    with torch.inference_mode(False):  # a cached tensor must serve autograd too
+        index = torch.arange(-before, padded - before)
+        if boundary == "symmetric":
+            index = index % (2 * size)
+            return torch.minimum(index, 2 * size - 1 - index)
+        return index % size
 
 
 def _fold_back(y: Tensor, axis: int, sources: Tensor, before: int, size: int) -> Tensor:
@@ -195,11 +206,16 @@ def _fold_back(y: Tensor, axis: int, sources: Tensor, before: int, size: int) ->
     return left.index_add_(axis, sources[before + size :], y.narrow(axis, before + size, after))
 
 
-def _rim_weights(count: int, side: int, like: Tensor) -> Tensor:
+def _rim_weights(count: int, side: int, boundary: Boundary, like: Tensor) -> Tensor:
     weights = like.new_ones(count)
-    if side % 2 == 0:
+    if boundary == "symmetric" and side % 2 == 0:
         weights[0] = weights[-1] = 0.5
     return weights
+
+
+def _window(positions: slice, side: int) -> slice:
+    """The pixels that patches at these positions see, along one axis."""
+    return slice(positions.start, positions.stop + side - 1)
 
 
 def _by(shape: Sequence[int]) -> str:

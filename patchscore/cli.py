@@ -1,0 +1,232 @@
+"""The command line: patchscore denoise | train | demo | info."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import patchscore
+from patchscore.denoising import check_noise_level, denoise, estimated_sigma
+from patchscore.errors import InputError
+from patchscore.files import check_writable, image_files, read_image, write_image
+from patchscore.images import numeric_array, training_images
+from patchscore.learning.fit import fit
+from patchscore.priors.networks import PatchEnergy
+from patchscore.priors.prior import PatchPrior
+from patchscore.priors.zoo import bundled_priors, find_device, load_prior
+from patchscore.storage import check_destination
+
+# The noise levels that `train` takes when none are given, as fractions of the range of the images:
+# 3 to 60 for 8-bit photographs.
+LOWEST_FRACTION, HIGHEST_FRACTION = 3 / 255, 60 / 255
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 if all went well, 1 if some images failed, 2 for input that cannot be used."""
+    options = _parser().parse_args(arguments)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: tqdm.write(
+                f"warning: {message}", sys.stderr
+            )
+            return int(options.run(options))
+    except InputError as error:
+        print(f"patchscore: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("patchscore: stopped.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="patchscore", description=patchscore.__doc__)
+    parser.add_argument("--version", action="version", version=f"patchscore {patchscore.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    clean = commands.add_parser(
+        "denoise",
+        help="denoise an image, or every image of a folder",
+        description="Remove white Gaussian noise from an image, or from every image of a folder. PNG, "
+        "JPEG, TIFF and NPY; the bit depth of the file is kept.",
+    )
+    clean.add_argument("input", metavar="IN", type=Path, help="an image, or a folder of images")
+    clean.add_argument("output", metavar="OUT", type=Path, help="a file, or a folder if IN is one")
+    clean.add_argument(
+        "--sigma", type=float, help="noise level in the unit of the file (default: estimated)"
+    )
+    clean.add_argument(
+        "--prior",
+        default="natural-gray",
+        metavar="NAME|FILE",
+        help=f"a prior file, or one of: {', '.join(bundled_priors())} (default: %(default)s)",
+    )
+    _add_device(clean)
+    clean.set_defaults(run=_denoise)
+
+    train = commands.add_parser(
+        "train",
+        help="train a prior on a folder of clean images",
+        description="Train a prior on a folder of clean images. A run that was stopped goes on where it "
+        "was when the same command is given again.",
+    )
+    train.add_argument("folder", metavar="FOLDER", type=Path)
+    train.add_argument("-o", "--output", metavar="PRIOR", type=Path, required=True)
+    train.add_argument(
+        "--sigmas",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="noise levels in the unit of the files (default: 3/255 to 60/255 of the images' range)",
+    )
+    length = train.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=float, help="how long to train (default: 10)")
+    length.add_argument("--steps", type=int, help="how many steps to train")
+    train.add_argument("--patch-size", type=int, default=9, help="default: %(default)s")
+    train.add_argument("--width", type=int, default=256, help="hidden units (default: %(default)s)")
+    train.add_argument("--depth", type=int, default=2, help="hidden layers (default: %(default)s)")
+    train.add_argument("--crop", type=int, default=40, help="side of the crops (default: %(default)s)")
+    train.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    train.add_argument(
+        "--mixed-precision", action="store_true", help="bfloat16 products: faster where supported"
+    )
+    _add_device(train)
+    train.set_defaults(run=_train)
+
+    demo = commands.add_parser(
+        "demo",
+        help="denoise a photograph, beside total variation and BM3D",
+        description="Add noise to a photograph that comes with scikit-image, remove it, and compare.",
+    )
+    demo.add_argument(
+        "--sigma", type=float, default=25, help="noise level, of 255 (default: %(default)s)"
+    )
+    demo.add_argument(
+        "--output", type=Path, default=Path("patchscore-demo.png"), help="default: %(default)s"
+    )
+    _add_device(demo)
+    demo.set_defaults(run=_demo)
+
+    info = commands.add_parser("info", help="what a prior is and how it was trained")
+    info.add_argument("prior", metavar="PRIOR", help="the name of a bundled prior, or a file")
+    info.set_defaults(run=_info)
+    return parser
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
+
+
+def _denoise(options: argparse.Namespace) -> int:
+    if options.sigma is not None:
+        check_noise_level(options.sigma)
+    prior = load_prior(options.prior, options.device)
+    if not options.input.is_dir():
+        _denoise_file(options.input, options.output, options.sigma, prior)
+        return 0
+    if options.output.exists() and not options.output.is_dir():
+        raise InputError(
+            f"{options.input} is a folder, so OUT must be one too; {options.output} is a file."
+        )
+    if options.output.resolve() == options.input.resolve():
+        raise InputError(
+            f"OUT is IN ({options.input}): the originals would be lost; give another folder."
+        )
+    paths = image_files(options.input)
+    options.output.mkdir(parents=True, exist_ok=True)
+    failures = []
+    with tqdm(paths, unit="image") as bar:
+        for path in bar:
+            bar.set_postfix_str(path.name)
+            try:
+                _denoise_file(path, options.output / path.name, options.sigma, prior)
+            except InputError as error:
+                failures.append(str(error))
+    for failure in failures:
+        print(f"patchscore: {failure}", file=sys.stderr)
+    if failures:
+        print(
+            f"patchscore: {len(failures)} of {len(paths)} images could not be denoised.", file=sys.stderr
+        )
+    return 1 if failures else 0
+
+
+def _denoise_file(source: Path, target: Path, sigma: float | None, prior: PatchPrior) -> None:
+    if target.exists() and target.samefile(source):
+        raise InputError(f"OUT is IN ({source}): the original would be lost; give another name.")
+    image = read_image(source)
+    check_writable(target, image, dtype=image.pixels.dtype)
+    channel_axis = None if image.pixels.ndim == 2 else -1
+    if sigma is None:
+        sigma = estimated_sigma(numeric_array(image.pixels, name=source.name), channel_axis) or None
+        tqdm.write(f"{source.name}: estimated noise level {sigma or 0:.3g}")
+    estimate = denoise(image.pixels, sigma, prior=prior, channel_axis=channel_axis)
+    write_image(target, image._replace(pixels=estimate), dtype=image.pixels.dtype)
+
+
+def _train(options: argparse.Namespace) -> int:
+    if options.steps is None and options.minutes is None:
+        options.minutes = 10.0
+    check_destination(options.output)
+    first = read_image(image_files(options.folder)[0]).pixels
+    torch.manual_seed(options.seed)
+    network = PatchEnergy(
+        options.patch_size,
+        channels=1 if first.ndim == 2 else first.shape[2],
+        width=options.width,
+        depth=options.depth,
+    )
+    prior = PatchPrior(network.to(find_device(options.device)))
+    images = training_images(options.folder, channels=network.channels, smallest=options.crop)
+    if options.sigmas is None:
+        low, high = np.quantile(
+            np.concatenate([image.flatten()[::97] for image in images]), [0.001, 0.999]
+        )
+        options.sigmas = LOWEST_FRACTION * (high - low), HIGHEST_FRACTION * (high - low)
+    print(
+        f"{len(images)} images; noise levels {options.sigmas[0]:.4g} to {options.sigmas[1]:.4g} in the "
+        "unit of the files"
+    )
+    checkpoint = options.output.with_name(f"{options.output.name}.checkpoint")
+    history = fit(
+        prior,
+        images,
+        sigmas=tuple(options.sigmas),
+        crop=options.crop,
+        steps=options.steps,
+        minutes=options.minutes,
+        mixed_precision=options.mixed_precision,
+        generator=torch.Generator().manual_seed(options.seed),
+        checkpoint=checkpoint,
+    )
+    prior.save(options.output)
+    checkpoint.unlink()
+    print(f"{options.output}: {len(history.loss)} steps in {history.seconds / 60:.1f} minutes")
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from patchscore.evaluation.demo import run_demo
+
+    check_destination(options.output)
+    print(run_demo(options.sigma, options.output, options.device))
+    print(f"\npictures side by side: {options.output.resolve()}")
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    prior = load_prior(options.prior, "cpu")
+    network = prior.network
+    print(f"{type(network).__name__}: {sum(p.numel() for p in network.parameters()):,} parameters")
+    print(f"assembly: {prior.assembly}    boundary: {prior.boundary}")
+    print("network: " + json.dumps(network.settings()))
+    for title, content in prior.card.items():
+        print(f"{title}: {content if isinstance(content, str) else json.dumps(content)}")
+    return 0

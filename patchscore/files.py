@@ -1,0 +1,335 @@
+"""Image files <-> arrays in the file's own dtype and unit: PNG, JPEG, TIFF and NPY.
+
+The alpha and the ICC profile are kept, the orientation is applied, other metadata is dropped.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from patchscore.errors import InputError
+from patchscore.storage import check_destination, replacing
+
+
+class ImageFile(NamedTuple):
+    """What a file holds: pixels (H, W) or (H, W, C), alpha (H, W), ICC profile."""
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None = None
+    profile: bytes | None = None
+
+
+class _Format(NamedTuple):
+    name: str
+    dtypes: tuple[str, ...]
+    channels: tuple[int, ...]
+    alpha: bool
+
+
+_INTEGERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
+_NUMBERS = (*_INTEGERS, "float16", "float32", "float64")
+_PNG = _Format("PNG", ("uint8", "uint16"), (1, 3), alpha=True)
+_JPEG = _Format("JPEG", ("uint8",), (1, 3), alpha=False)
+_TIFF = _Format("TIFF", _NUMBERS, (1, 2, 3, 4), alpha=True)
+_NPY = _Format("NPY", _NUMBERS, (1, 2, 3, 4), alpha=False)
+_FORMATS = {".png": _PNG, ".jpg": _JPEG, ".jpeg": _JPEG, ".tif": _TIFF, ".tiff": _TIFF, ".npy": _NPY}
+_STARTS = {b"\x89PNG\r\n\x1a\n": ".png", b"\xff\xd8\xff": ".jpg", b"\x93NUMPY": ".npy"}
+_STARTS |= dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), ".tif")
+_ORIENTATION, _PROFILE = 274, 34675  # the numbers of the tags in EXIF and TIFF
+SUFFIXES = tuple(_FORMATS)
+
+
+def read_image(path: str | Path) -> ImageFile:
+    """Read an image as it is meant to be seen, in the file's own dtype and unit.
+
+    Palettes become RGB; white-is-zero TIFFs are inverted, so that larger is brighter; of a phone's
+    several pictures in one JPEG, the first is taken. One channel comes as (H, W), except from an NPY
+    of shape (H, W, 1). The channels of an NPY are never an alpha.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, empty, damaged, misnamed, of another format, or holds something other
+        than one image of 1 to 4 channels of numbers (a mask, a stack, CMYK, complex numbers, objects).
+    """
+    path = Path(path)
+    file_format = _format_of(path)
+    read = {_PNG: _read_png, _JPEG: _read_jpeg, _TIFF: _read_tiff, _NPY: _read_npy}[file_format]
+    try:
+        _check_content(path, file_format)
+        return read(path)
+    except InputError:
+        raise
+    except Exception as error:  # a decoder raises whatever damaged bytes lead it to
+        raise InputError(
+            f"{path} cannot be read: {error or repr(error)}. If it is damaged or cut short, get a fresh "
+            f"copy; if not, save it again as a plain {file_format.name}."
+        ) from error
+
+
+def write_image(path: str | Path, image: ImageFile, *, dtype: DTypeLike) -> None:
+    """Write an image, whole or not at all, in the format that the suffix says.
+
+    Integers are rounded and clipped to the range of ``dtype``, floats are cast; the unit is not
+    changed. JPEG has quality 95 and no chroma subsampling; an NPY drops the ICC profile.
+
+    Raises
+    ------
+    InputError
+        As :func:`check_writable`, or if the disk refuses.
+    """
+    path = Path(path)
+    check_writable(path, image, dtype=dtype)
+    parts = (image.pixels, image.alpha)
+    samples = np.dstack([_stored(part, np.dtype(dtype)) for part in parts if part is not None])
+    samples = samples[..., 0] if samples.shape[2] == 1 else samples
+    writers = {_PNG: _write_png, _JPEG: _write_jpeg, _TIFF: _write_tiff, _NPY: _write_npy}
+    write = writers[_format_of(path)]
+    try:
+        with replacing(path) as beside, beside.open("wb") as file:
+            write(file, samples, image)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error}.") from error
+
+
+def check_writable(path: str | Path, image: ImageFile, *, dtype: DTypeLike) -> None:
+    """Check that ``write_image(path, image, dtype=dtype)`` can succeed, before any work is done.
+
+    Raises
+    ------
+    InputError
+        For an unknown suffix, a folder that is missing or read-only, a path that is a folder, or a
+        format that cannot hold the dtype, the channels, the alpha or the size.
+    """
+    path, dtype = Path(path), np.dtype(dtype)
+    file_format = _format_of(path)
+    check_destination(path)
+    _check_array(image.pixels, "the image")
+    if misfit := _misfit(file_format, image, dtype):
+        others = [s for s in (".png", ".tif", ".npy") if not _misfit(_FORMATS[s], image, dtype)]
+        advice = f"use {' or '.join(others)}" if others else "convert the image first"
+        raise InputError(f"cannot write {path}: {file_format.name} cannot hold {misfit}; {advice}.")
+
+
+def image_files(folder: str | Path) -> list[Path]:
+    """List the image files of a folder by name, without hidden files and subfolders.
+
+    Raises
+    ------
+    InputError
+        If the folder does not exist, is not a folder, or holds no image file.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        wrong = f"{folder} is a file" if folder.exists() else f"there is no folder {folder}"
+        raise InputError(f"{wrong}; give the folder that holds the images.")
+    visible = [p for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith(".")]
+    files = [path for path in visible if path.suffix.lower() in SUFFIXES]
+    if not files:
+        raise InputError(f"the folder {folder} holds no image file ({' '.join(SUFFIXES)}).")
+    return files
+
+
+def _format_of(path: Path) -> _Format:
+    if path.suffix.lower() not in SUFFIXES:
+        ending = f"the suffix {path.suffix}" if path.suffix else "no suffix"
+        raise InputError(f"{path} has {ending}; expected one of {' '.join(SUFFIXES)}.")
+    return _FORMATS[path.suffix.lower()]
+
+
+def _check_content(path: Path, file_format: _Format) -> None:
+    """Check that the file is there and begins as its format does."""
+    if not path.is_file():
+        wrong = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
+        raise InputError(f"{wrong}; give the name of an image file.")
+    with path.open("rb") as file:
+        start = file.read(12)
+    if not start:
+        raise InputError(f"{path} is empty (0 bytes); get a fresh copy.")
+    suffix = next((_STARTS[known] for known in _STARTS if start.startswith(known)), None)
+    if suffix is None:
+        raise InputError(
+            f"{path} holds no {file_format.name} data (it starts with {start!r}): it is damaged or "
+            f"another kind of file; export it as {file_format.name}."
+        )
+    name = _FORMATS[suffix].name
+    if name != file_format.name:
+        raise InputError(f"{path} holds {name} data; rename it to {path.with_suffix(suffix).name}.")
+
+
+def _check_array(array: np.ndarray, name: str | Path) -> None:
+    """Check for one image of 1 to 4 channels of numbers."""
+    if array.dtype.kind == "b":
+        raise InputError(f"{name} is a 1-bit (boolean) image, a mask; expected at least 8-bit gray.")
+    if array.dtype.kind not in "uif":
+        raise InputError(f"{name} holds {array.dtype} values; expected integers or floats.")
+    if array.ndim not in (2, 3) or array.shape[2:] > (4,):
+        raise InputError(
+            f"{name} has shape {array.shape}; expected one image, (H, W) or (H, W, C) with C from 1 to "
+            "4: put the channels last, and save each image of a stack by itself."
+        )
+    if array.size == 0:
+        raise InputError(f"{name} has shape {array.shape}: there are no pixels in it.")
+
+
+def _image_file(
+    path: Path, samples: np.ndarray, has_alpha: bool, profile: bytes | None, orientation: int
+) -> ImageFile:
+    """Turn the samples upright by the tag's definition, and part the alpha from them."""
+    samples = samples.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else samples
+    samples = samples[::-1] if orientation in (3, 4, 7, 8) else samples
+    samples = samples[:, ::-1] if orientation in (2, 3, 6, 7) else samples
+    alpha = np.ascontiguousarray(samples[..., -1]) if has_alpha else None
+    pixels = samples[..., :-1] if has_alpha else samples
+    pixels = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
+    _check_array(pixels, path)
+    return ImageFile(np.ascontiguousarray(pixels), alpha, profile)
+
+
+def _read_jpeg(path: Path) -> ImageFile:
+    from PIL.JpegImagePlugin import JpegImageFile  # Image.open would refuse large images
+
+    with JpegImageFile(path) as image:
+        if image.mode not in ("L", "RGB"):
+            raise InputError(f"{path} is a {image.mode} JPEG, made for print; convert it to RGB first.")
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        return _image_file(path, np.array(image), False, image.info.get("icc_profile"), orientation)
+
+
+def _read_png(path: Path) -> ImageFile:
+    import png
+    from PIL.PngImagePlugin import PngImageFile
+
+    with path.open("rb") as file, PngImageFile(path) as image:
+        if image.n_frames > 1:
+            raise InputError(f"{path} is an animation; save one of its images by itself.")
+        depth, colour = file.read(26)[24:]
+        key = image.info.get("transparency")
+        if colour == 3:
+            samples = np.array(image.convert("RGB" if key is None else "RGBA"))
+        elif depth == 16 and colour != 0:  # Pillow would reduce it to 8 bits
+            file.seek(0)
+            width, height, rows, _ = png.Reader(file=file).read()
+            samples = np.vstack([np.asarray(row, np.uint16) for row in rows]).reshape(height, width, -1)
+        else:
+            samples = np.array(image, np.uint16 if depth == 16 else None)
+        if key is not None and colour != 3:
+            if depth < 8:  # Pillow widens the pixels to 8 bits, but not the key
+                key = key * 255 // (2**depth - 1)
+            opaque = (np.atleast_3d(samples) != key).any(axis=2)
+            samples = np.dstack([samples, opaque * np.array(2 ** max(depth, 8) - 1, samples.dtype)])
+        has_alpha = samples.shape[2:] in ((2,), (4,))
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        return _image_file(path, samples, has_alpha, image.info.get("icc_profile"), orientation)
+
+
+def _read_tiff(path: Path) -> ImageFile:
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        page = file.pages.first
+        size = page.imagelength * page.imagewidth * page.samplesperpixel
+        if len(file.series) > 1 or file.series[0].size != size:
+            raise InputError(f"{path} holds several images or a volume; save one of them by itself.")
+        if max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))) > path.stat().st_size:
+            raise EOFError("its end is missing")
+        samples = page.asarray(squeeze=False)
+        profile, orientation = page.tags.valueof(_PROFILE), page.tags.valueof(_ORIENTATION, 1)
+    # (separate channels, depth, H, W, interleaved channels) -> (H, W, C)
+    samples = np.moveaxis(samples[:, 0], 0, 2).reshape(*samples.shape[2:4], -1)
+    unsigned = samples.dtype.kind in "ub"
+    full = 2**page.bitspersample - 1 if unsigned else 1
+    colours = tifffile.PHOTOMETRIC(page.photometric).name
+    known = ["MINISBLACK", "RGB"] + ["MINISWHITE"] * unsigned
+    if page.compression == tifffile.COMPRESSION.JPEG:
+        known.append("YCBCR")  # tifffile has made it RGB
+    if colours not in known:
+        raise InputError(
+            f"{path} holds {colours} {samples.dtype} pixels; convert it to plain gray or RGB."
+        )
+    if colours == "MINISWHITE":
+        samples[..., 0] = full - samples[..., 0]
+    alpha = page.extrasamples[-1] if page.extrasamples else 0  # 0 none, 1 multiplied in, 2 straight
+    if alpha == 1 and (samples[..., -1] != full).any():
+        raise InputError(f"{path} has colours multiplied by the alpha; export it with straight alpha.")
+    return _image_file(path, samples, alpha != 0, profile, orientation)
+
+
+def _read_npy(path: Path) -> ImageFile:
+    array = np.load(path, allow_pickle=False)
+    _check_array(array, path)
+    return ImageFile(array.astype(array.dtype.newbyteorder("="), copy=False))
+
+
+def _misfit(file_format: _Format, image: ImageFile, dtype: np.dtype) -> str:
+    """Say what of the image the format cannot hold; nothing if it can hold it."""
+    _, dtypes, channels, alpha = file_format
+    height, width, count = (*image.pixels.shape, 1)[:3]
+    if dtype.name not in dtypes:
+        return f"{dtype} (it holds {', '.join(dtypes)})"
+    if count not in channels:
+        return f"{count} channels (it holds {' or '.join(map(str, channels))})"
+    if image.alpha is not None and not alpha:
+        return "an alpha"
+    if file_format is _JPEG and max(height, width) > 65500:
+        return f"{height} x {width} pixels (at most 65500 on a side)"
+    return ""
+
+
+def _stored(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Cast to floats, or round and clip to integers."""
+    if dtype.kind == "f" or values.dtype == dtype:
+        return values.astype(dtype)
+    limits = np.iinfo(dtype)
+    # The cast drops the fraction; the largest int64 or uint64 itself is no float64.
+    below = np.nextafter(float(limits.max + 1), 0)
+    return np.rint(values.astype(np.float64)).clip(limits.min, below).astype(dtype)
+
+
+def _write_png(file: BinaryIO, samples: np.ndarray, image: ImageFile) -> None:
+    """Write 8 or 16 bits, each row as its difference from the row above (filter 2)."""
+    import png
+
+    height, width = samples.shape[:2]
+    colour = {(): 0, (2,): 4, (3,): 2, (4,): 6}[samples.shape[2:]]
+    rows = samples.astype(samples.dtype.newbyteorder(">")).reshape(height, -1).view(np.uint8)
+    filtered = np.insert(np.diff(rows, axis=0, prepend=np.uint8(0)), 0, 2, axis=1)
+    data = zlib.compress(filtered.data)
+    chunks = [(b"IHDR", struct.pack("!2I5B", width, height, 8 * samples.itemsize, colour, 0, 0, 0))]
+    if image.profile:
+        chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(image.profile)))
+    chunks += [(b"IDAT", data[start : start + 2**30]) for start in range(0, len(data), 2**30)]
+    png.write_chunks(file, [*chunks, (b"IEND", b"")])
+
+
+def _write_jpeg(file: BinaryIO, samples: np.ndarray, image: ImageFile) -> None:
+    from PIL import Image
+
+    picture = Image.fromarray(samples)
+    picture.save(file, format="JPEG", quality=95, subsampling="4:4:4", icc_profile=image.profile)
+
+
+def _write_tiff(file: BinaryIO, samples: np.ndarray, image: ImageFile) -> None:
+    import tifffile
+
+    channels = (*image.pixels.shape, 1)[2]
+    colours = 3 if channels >= 3 else 1
+    tifffile.imwrite(
+        file,
+        samples,
+        photometric="rgb" if colours == 3 else "minisblack",
+        planarconfig="contig" if samples.ndim == 3 else None,
+        extrasamples=["unspecified"] * (channels - colours) + ["unassalpha"] * (image.alpha is not None),
+        extratags=[(_PROFILE, 7, None, image.profile, True)] * bool(image.profile),
+        metadata=None,
+    )
+
+
+def _write_npy(file: BinaryIO, samples: np.ndarray, image: ImageFile) -> None:
+    np.save(file, samples.reshape(image.pixels.shape))
