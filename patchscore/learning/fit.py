@@ -158,9 +158,8 @@ def fit(
     rates = _half_cosine(learning_rate, state.total_steps)
     try:
         with tqdm(total=state.total_steps, initial=state.step, disable=not progress) as bar:
-            _descend(
-                state, lambda: next_loss(view, generator), rates, average, path, checkpoint_every, bar
-            )
+            losses = partial(next_loss, view, generator)
+            _descend(state, losses, rates, average, path, checkpoint_every, bar)
     except InputError:
         network.load_state_dict(before)
         raise

@@ -1,0 +1,153 @@
+"""The command line: python -m benchmarks quality | speed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import quality, speed
+from benchmarks.data import prepare_table, write_table
+from patchscore.errors import InputError
+from patchscore.evaluation.baselines import import_bm3d
+
+RESULTS = Path("benchmarks/results")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 if all went well, 1 for a target that is missed, 2 for unusable input."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except InputError as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("benchmarks: stopped.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    with_prior = argparse.ArgumentParser(add_help=False)
+    with_prior.add_argument(
+        "--prior",
+        default="natural-gray",
+        metavar="NAME|FILE",
+        help="a bundled prior, or a prior file (default: %(default)s)",
+    )
+
+    good = commands.add_parser(
+        "quality",
+        parents=[with_prior],
+        help="PSNR and SSIM on sets of photographs",
+        description="PSNR and SSIM on sets of gray photographs with white Gaussian noise. The sets are "
+        "looked for in the folder that the environment variable PATCHSCORE_DATA names. A run that was "
+        "stopped goes on where it was when the same command is given again.",
+    )
+    good.add_argument(
+        "--sets", nargs="+", default=["bsd68", "set12"], metavar="SET", help="default: bsd68 set12"
+    )
+    good.add_argument(
+        "--sigmas",
+        nargs="+",
+        type=float,
+        default=[15.0, 25.0, 50.0],
+        metavar="SIGMA",
+        help="noise levels, of 255 (default: 15 25 50)",
+    )
+    good.add_argument(
+        "--methods",
+        nargs="+",
+        choices=quality.METHODS,
+        default=quality.METHODS,
+        metavar="METHOD",
+        help=f"some of: {', '.join(quality.METHODS)} (default: all)",
+    )
+    good.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
+    good.add_argument(
+        "--out", type=Path, default=RESULTS / "quality.csv", metavar="CSV", help="default: %(default)s"
+    )
+    good.set_defaults(run=_quality)
+
+    fast = commands.add_parser(
+        "speed",
+        parents=[with_prior],
+        help="seconds beside BM3D, and the peak of memory",
+        description="Seconds for 512 x 512 pixels beside BM3D on the same cores, and the peak of memory "
+        "for 2048 x 2048. Close other programs first.",
+    )
+    fast.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    fast.add_argument("--out", type=Path, metavar="CSV", help="also write the numbers to this file")
+    fast.add_argument(
+        "--check", action="store_true", help="exit with 1 if a target is missed; needs BM3D"
+    )
+    fast.set_defaults(run=_speed)
+    return parser
+
+
+def _quality(options: argparse.Namespace) -> int:
+    prepare_table(options.out)
+    methods = quality.select_methods(options.methods, options.prior)
+    rows = quality.measure(options.sets, options.sigmas, methods, seed=options.seed, out=options.out)
+    means = quality.averages(rows)
+    cells = {(mean.set, mean.method, mean.sigma): f"{mean.psnr:.2f} / {mean.ssim:.3f}" for mean in means}
+    lines = {(mean.set, mean.images, mean.method, mean.estimate): None for mean in means}
+    print(
+        _markdown(
+            ["set", "method", "estimate", *(f"{sigma:g}" for sigma in options.sigmas)],
+            [
+                [f"{name} ({images})", method, estimate]
+                + [cells[name, method, sigma] for sigma in options.sigmas]
+                for name, images, method, estimate in lines
+            ],
+        )
+    )
+    print("\nPSNR in dB / SSIM, averaged over the images of the set, for noise of sigma of 255.")
+    return 0
+
+
+def _speed(options: argparse.Namespace) -> int:
+    if options.check:
+        import_bm3d()
+    if options.out is not None:
+        prepare_table(options.out)
+    timings = speed.time_denoisers(options.prior, rounds=options.rounds)
+    lines = speed.report(timings, speed.peak_memory(options.prior))
+    machine = speed.machine()
+    verdicts = {None: "", True: "met", False: "not met"}
+    print(
+        _markdown(
+            ["quantity", "median", "min", "max", "target", ""],
+            [
+                [
+                    line.quantity,
+                    *(f"{x:.4g} {line.unit}".strip() for x in (line.median, line.least, line.greatest)),
+                    line.target,
+                    verdicts[line.met],
+                ]
+                for line in lines
+            ],
+        )
+    )
+    print(
+        f"\n{machine.processor}, {machine.cores} cores, {machine.torch_threads} threads of "
+        f"PyTorch {machine.torch}; {options.rounds} rounds."
+    )
+    if options.out is not None:
+        write_table(
+            options.out,
+            ["prior", *speed.Line._fields, *speed.Machine._fields],
+            [[options.prior, *line, *machine] for line in lines],
+        )
+    return int(options.check and any(line.met is False for line in lines))
+
+
+def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
