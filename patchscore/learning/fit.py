@@ -134,7 +134,7 @@ def fit(
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "average": average,
-        "objective": getattr(objective, "__name__", str(objective)),
+        "objective": _name(objective),
         "mixed_precision": mixed_precision,
         **({"steps": steps} if minutes is None else {"minutes": minutes}),
     }
@@ -260,6 +260,11 @@ def _below(limit: int, generator: torch.Generator) -> int:
 
 def _half_cosine(learning_rate: float, steps: int) -> np.ndarray:
     return 0.5 * learning_rate * (1 + np.cos(np.pi * np.arange(steps) / steps))
+
+
+def _name(objective: object) -> str:
+    """The name of a function, also under ``functools.partial``: the same in every process."""
+    return getattr(getattr(objective, "func", objective), "__name__", type(objective).__name__)
 
 
 def _digest(data: Sequence[Tensor]) -> str:
