@@ -4,6 +4,7 @@ from patchscore.denoising import denoise
 from patchscore.errors import InputError
 from patchscore.learning.fit import fit
 from patchscore.learning.history import History
+from patchscore.learning.weight import fit_score_weight
 from patchscore.priors.networks import PatchEnergy, PatchMLP
 from patchscore.priors.prior import PatchPrior
 from patchscore.priors.zoo import bundled_priors, load_prior
@@ -19,5 +20,6 @@ __all__ = [
     "bundled_priors",
     "denoise",
     "fit",
+    "fit_score_weight",
     "load_prior",
 ]

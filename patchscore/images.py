@@ -87,6 +87,17 @@ def training_images(source: ImageSource, *, channels: int, smallest: int) -> lis
     return images
 
 
+def random_crop(images: Sequence[Tensor], crop: int, generator: torch.Generator) -> Tensor:
+    """A square of side ``crop`` at a random place of a random image: (C, crop, crop)."""
+    image = images[_below(len(images), generator)]
+    top, left = (_below(size - crop + 1, generator) for size in image.shape[-2:])
+    return image[:, top : top + crop, left : left + crop]
+
+
+def _below(limit: int, generator: torch.Generator) -> int:
+    return int(torch.randint(limit, (), generator=generator))
+
+
 def _named_arrays(source: ImageSource) -> Iterator[tuple[str, np.ndarray]]:
     """Each image as a channels-last array, with the name that an error calls it by."""
     if isinstance(source, str | Path):

@@ -280,7 +280,7 @@ def test_training_decides_the_assembly(trained_on, right, wrong):
     network.trained_on = trained_on
     assert PatchPrior(network, assembly=right).assembly == right
     with pytest.raises(
-        InputError, match=rf"trained on {trained_on}, .*assembled by '{right}', not by '{wrong}'"
+        InputError, match=rf"trained on {trained_on}, .*assembled by '{right}'.*, not by '{wrong}'"
     ):
         PatchPrior(network, assembly=wrong)
 
@@ -288,7 +288,7 @@ def test_training_decides_the_assembly(trained_on, right, wrong):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"assembly": "average"}, r"assembly is 'average'; choose one of \('sum', 'mean'\)"),
+        ({"assembly": "average"}, r"assembly is 'average'; choose one of \('sum', 'mean', 'center'"),
         ({"boundary": "reflect"}, r"boundary is 'reflect'; choose one of \('symmetric'"),
     ],
 )

@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from patchscore.errors import InputError
-from patchscore.images import ImageSource, training_images
+from patchscore.images import ImageSource, random_crop, training_images
 from patchscore.learning.checkpoint import TrainingState
 from patchscore.learning.history import History
 from patchscore.learning.matching import denoising_score_matching
@@ -140,7 +140,7 @@ def fit(
     }
 
     def next_loss(view: PatchPrior, generator: torch.Generator) -> Tensor:
-        clean = torch.stack([_random_crop(data, crop, generator) for _ in range(batch_size)])
+        clean = torch.stack([random_crop(data, crop, generator) for _ in range(batch_size)])
         u = torch.rand(batch_size, generator=generator, dtype=torch.float64)
         sigma = low * (high / low) ** u
         like = view.network.like
@@ -246,16 +246,6 @@ def _trained_on(prior: PatchPrior, crop: int) -> TrainedOn:
         f'potential use assembly="sum" and crops of at least {2 * side - 1}, so that some pixel has all '
         f'its cliques; for the score of the patch marginal use assembly="mean" and crops of {side}.'
     )
-
-
-def _random_crop(data: Sequence[Tensor], crop: int, generator: torch.Generator) -> Tensor:
-    image = data[_below(len(data), generator)]
-    top, left = (_below(size - crop + 1, generator) for size in image.shape[-2:])
-    return image[:, top : top + crop, left : left + crop]
-
-
-def _below(limit: int, generator: torch.Generator) -> int:
-    return int(torch.randint(limit, (), generator=generator))
 
 
 def _half_cosine(learning_rate: float, steps: int) -> np.ndarray:

@@ -168,7 +168,7 @@ class PatchGrid:
     def _sources(self, device: torch.device) -> list[Tensor]:
         """For both axes: the pixel of the image that each pixel of the padded image copies."""
         return [
-            _source_index(size, before, padded, self.boundary).to(device)
+            source_index(size, before, padded, self.boundary).to(device)
             for size, before, padded in zip(
                 self.image_shape, self.before, self.padded_shape, strict=True
             )
@@ -187,7 +187,8 @@ def _margins(side: int, boundary: Boundary) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=64)
-def _source_index(size: int, before: int, padded: int, boundary: Boundary) -> Tensor:
+def source_index(size: int, before: int, padded: int, boundary: Boundary) -> Tensor:
+    """Along one axis, the pixel of the image that each pixel of the padded image copies."""
     with torch.inference_mode(False):  # a cached tensor must serve autograd too
         index = torch.arange(-before, padded - before)
         if boundary == "symmetric":

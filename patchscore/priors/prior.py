@@ -4,8 +4,9 @@
     s(x, sigma) = sum_c G_c' s_V(G_c x, sigma) / overlap        assembly "mean": patch marginals
     denoise(x, sigma) = x + sigma^2 s(x, sigma) = E[clean | noisy = x]      (Tweedie)
 
-A network that was trained on single patches knows the marginal of a patch: summing these would
-count every pixel P^2 times. One that was trained on crops, through the sum, is a clique potential.
+A network that was trained on single patches knows the marginal of a patch: summing these would count
+every pixel P^2 times. One that was trained on crops, through the sum, is a clique potential. Other ways
+to assemble patch marginals are in :mod:`patchscore.priors.assembly`.
 
 References: Roth and Black, IJCV 82 (2009); Efron, JASA 106 (2011), equation 1.4 (Tweedie's formula).
 """
@@ -13,22 +14,31 @@ References: Roth and Black, IJCV 82 (2009); Efron, JASA 106 (2011), equation 1.4
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from patchscore.errors import InputError
+from patchscore.priors.assembly import (
+    center_score,
+    kikuchi_energy,
+    kikuchi_regions,
+    kikuchi_score,
+    partition_score,
+)
 from patchscore.priors.cliques import Clique, Potential
 from patchscore.priors.networks import PatchEnergy, PatchMLP
 from patchscore.priors.patches import Boundary, PatchGrid
 from patchscore.storage import load_tensors, save_tensors
 
-Assembly = Literal["sum", "mean"]
+Assembly = Literal["sum", "mean", "center", "partition", "kikuchi"]
 KIND = "patchscore prior"
 NETWORKS = {network.__name__: network for network in (PatchEnergy, PatchMLP)}
-_ASSEMBLY_OF = {"patches": "mean", "crops": "sum"}
+ASSEMBLIES_OF = {"patches": ("mean", "center", "partition", "kikuchi"), "crops": ("sum",)}
 
 
 class PatchPrior(nn.Module):
@@ -41,17 +51,24 @@ class PatchPrior(nn.Module):
     network
         What scores a patch: a :class:`PatchEnergy`, a :class:`PatchMLP` or any other clique.
     assembly
-        ``"sum"`` (the default) for clique potentials, ``"mean"`` for patch marginals.
+        ``"sum"`` (the default) for clique potentials. For patch marginals ``"mean"`` (over the patches
+        that overlap at a pixel), ``"center"`` (only from the patch centred on it), ``"partition"`` (from
+        the patch of one tiling) or ``"kikuchi"`` (overlaps taken out again).
     boundary
         ``"symmetric"`` (the default), ``"periodic"`` or ``"open"``: see
         :class:`~patchscore.priors.patches.PatchGrid`.
+    score_weight
+        A factor alpha(sigma) on the score, as a mapping from noise levels to factors, linear in between
+        in log sigma; see :func:`patchscore.fit_score_weight`. One if not given.
+    offset
+        Where a tile of the ``"partition"`` begins; see :meth:`with_random_offset`.
     card
         What the prior was trained on and how, kept with it when it is saved.
 
     Raises
     ------
     InputError
-        If the network was trained for the other assembly.
+        If the network was trained for another assembly, or cannot be assembled in this way.
     """
 
     def __init__(
@@ -60,6 +77,8 @@ class PatchPrior(nn.Module):
         *,
         assembly: Assembly = "sum",
         boundary: Boundary = "symmetric",
+        score_weight: Mapping[float, float] | None = None,
+        offset: tuple[int, int] = (0, 0),
         card: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -69,16 +88,19 @@ class PatchPrior(nn.Module):
         ):
             if value not in choices:
                 raise InputError(f"{name} is {value!r}; choose one of {choices}.")
-        if network.trained_on is not None and _ASSEMBLY_OF[network.trained_on] != assembly:
+        if network.trained_on is not None and assembly not in ASSEMBLIES_OF[network.trained_on]:
             raise InputError(
                 f"this network was trained on {network.trained_on}, so its scores are assembled by "
-                f"{_ASSEMBLY_OF[network.trained_on]!r}, not by {assembly!r}: the sum of patch "
-                "marginals counts every pixel once per patch, and the mean of clique potentials "
-                "weakens the prior as often."
+                f"{' or '.join(map(repr, ASSEMBLIES_OF[network.trained_on]))}, not by {assembly!r}: the "
+                "sum of patch marginals counts every pixel once per patch, and the mean of clique "
+                "potentials weakens the prior as often."
             )
+        self.regions = kikuchi_regions(network) if assembly == "kikuchi" else []
         self.network = network
         self.assembly = assembly
         self.boundary = boundary
+        self.score_weight = dict(sorted(score_weight.items())) if score_weight else {}
+        self.offset = offset
         self.card = dict(card or {})
 
     @property
@@ -93,8 +115,18 @@ class PatchPrior(nn.Module):
         """
         sigma = self._check(x, sigma)
         grid = PatchGrid(x.shape[-2:], self.network.patch_shape, self.boundary)
-        score = grid.apply(x, sigma, self.network.score)
-        return score if self.assembly == "sum" else score / grid.overlap(x)
+        match self.assembly:
+            case "sum":
+                score = grid.apply(x, sigma, self.network.score)
+            case "mean":
+                score = grid.apply(x, sigma, self.network.score) / grid.overlap(x)
+            case "center":
+                score = center_score(self.network, x, sigma, self.boundary)
+            case "partition":
+                score = partition_score(self.network, x, sigma, self.boundary, self.offset)
+            case "kikuchi":
+                score = kikuchi_score(self.regions, x, sigma, self.boundary)
+        return score * self._alpha(sigma)[:, None, None, None] if self.score_weight else score
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """The one-step posterior mean E[clean | x], x + sigma^2 s(x, sigma): (B, C, H, W)."""
@@ -118,14 +150,23 @@ class PatchPrior(nn.Module):
                 f"{type(self.network).__name__} has no potential, so there is no log_prob; use "
                 "PatchEnergy, or work with the score alone."
             )
+        if self.assembly in ("center", "partition"):
+            raise InputError(
+                f"the assembly {self.assembly!r} is not the gradient of a density of whole images; use "
+                '"mean" or "kikuchi" for patch marginals, or work with the score alone.'
+            )
         if self.assembly == "mean" and self.boundary == "open":
             raise InputError(
                 "the mean over an open boundary is not the gradient of a density (pixels near the "
                 'border belong to fewer patches); use boundary="symmetric" or "periodic".'
             )
-        grid = PatchGrid(x.shape[-2:], self.network.patch_shape, self.boundary)
-        energy = grid.total(x, sigma, self.network.energy)
-        return -energy if self.assembly == "sum" else -energy / math.prod(self.network.patch_shape)
+        if self.assembly == "kikuchi":
+            energy = kikuchi_energy(self.regions, x, sigma, self.boundary)
+        else:
+            grid = PatchGrid(x.shape[-2:], self.network.patch_shape, self.boundary)
+            energy = grid.total(x, sigma, self.network.energy)
+            energy = energy / math.prod(self.network.patch_shape) if self.assembly == "mean" else energy
+        return -energy * self._alpha(sigma) if self.score_weight else -energy
 
     def interior(self, x: Tensor) -> Tensor:
         """The pixels of x whose score has all its cliques.
@@ -141,8 +182,19 @@ class PatchPrior(nn.Module):
         return x[..., rows, columns]
 
     def with_boundary(self, boundary: Boundary) -> PatchPrior:
-        """The same network under another boundary; the weights are shared, not copied."""
-        return PatchPrior(self.network, assembly=self.assembly, boundary=boundary, card=self.card)
+        """The same network under another boundary; its parameters are shared, not copied."""
+        return self._replaced(boundary=boundary)
+
+    def with_score_weight(self, score_weight: Mapping[float, float]) -> PatchPrior:
+        """The same network with another factor alpha(sigma) on the score."""
+        return self._replaced(score_weight=score_weight)
+
+    def with_random_offset(self, generator: torch.Generator) -> PatchPrior:
+        """The same network on another tiling: over many steps of a sampler the tiles leave no seams."""
+        rows, columns = (
+            int(torch.randint(n, (), generator=generator)) for n in self.network.patch_shape
+        )
+        return self._replaced(offset=(rows, columns))
 
     def save(self, path: str | Path) -> None:
         """Write weights, settings and card to a safetensors file, whole or not at all.
@@ -154,6 +206,8 @@ class PatchPrior(nn.Module):
             "trained_on": self.network.trained_on,
             "assembly": self.assembly,
             "boundary": self.boundary,
+            "score_weight": list(self.score_weight.items()),
+            "offset": self.offset,
             "card": self.card,
         }
         save_tensors(path, self.network.state_dict(), settings, kind=KIND)
@@ -181,6 +235,8 @@ class PatchPrior(nn.Module):
                 network.eval(),
                 assembly=settings["assembly"],
                 boundary=settings["boundary"],
+                score_weight=dict(settings["score_weight"]),
+                offset=tuple(settings["offset"]),
                 card=settings["card"],
             )
         except (KeyError, TypeError, RuntimeError) as error:
@@ -188,6 +244,27 @@ class PatchPrior(nn.Module):
                 f"the settings and the weights in {path} do not fit together ({error}); it was not "
                 "written by this version of patchscore."
             ) from error
+
+    def _replaced(
+        self,
+        boundary: Boundary | None = None,
+        score_weight: Mapping[float, float] | None = None,
+        offset: tuple[int, int] | None = None,
+    ) -> PatchPrior:
+        return PatchPrior(
+            self.network,
+            assembly=self.assembly,
+            boundary=boundary or self.boundary,
+            score_weight=self.score_weight if score_weight is None else score_weight,
+            offset=offset or self.offset,
+            card=self.card,
+        )
+
+    def _alpha(self, sigma: Tensor) -> Tensor:
+        """The factor at each noise level: (B,)."""
+        levels = np.log(sigma.detach().cpu().double().numpy())
+        alpha = np.interp(levels, np.log(list(self.score_weight)), list(self.score_weight.values()))
+        return torch.from_numpy(alpha).to(sigma)
 
     def _check(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """The door: x and sigma as the equations need them, or an error that says what to do."""
