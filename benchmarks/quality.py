@@ -3,7 +3,8 @@
     y = x + sigma z,  z ~ N(0, I)        x in 0 .. 255; y is neither clipped nor quantised
 
 z comes from a generator seeded by (seed, number of the image in its set, sigma). So every method sees
-the same noise, and any subset of images, noise levels and methods gives the same numbers again.
+the same noise, and any subset of images, noise levels and methods gives the same numbers again. How long
+the methods take is for :mod:`benchmarks.speed`, which has the machine to itself.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -66,7 +66,6 @@ class Row(NamedTuple):
     method: str
     psnr: float
     ssim: float
-    seconds: float
     seed: int
     version: str
     estimate: str
@@ -130,14 +129,11 @@ def measure(
             key = set_name, name, sigma, method.name
             row = table.get(key)
             if row is None or row[-3:] != (method.version, method.estimate, digest):
-                start = time.perf_counter()
                 estimate = method.run(noisy, sigma, clean)
-                seconds = time.perf_counter() - start
                 row = table[key] = Row(
                     *key,
                     round(psnr(clean, estimate, data_range=DATA_RANGE), 4),
                     round(ssim(clean, estimate, data_range=DATA_RANGE), 5),
-                    round(seconds, 4),
                     seed,
                     method.version,
                     method.estimate,
