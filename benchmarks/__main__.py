@@ -1,4 +1,4 @@
-"""The command line: python -m benchmarks quality | speed."""
+"""The command line: python -m benchmarks quality | objectives | speed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import quality, speed
+from benchmarks import objectives, quality, speed
 from benchmarks.data import prepare_table, write_table
 from patchscore.errors import InputError
 from patchscore.evaluation.baselines import import_bm3d
@@ -72,6 +72,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     good.set_defaults(run=_quality)
 
+    learn = commands.add_parser(
+        "objectives",
+        help="learning from noisy images alone, beside clean ones",
+        description="Train small priors of one size from clean images and from noisy images alone, and "
+        "measure them on photographs at the same noise level.",
+    )
+    learn.add_argument("--train", default="bsd400", metavar="SET", help="default: %(default)s")
+    learn.add_argument("--test", default="bsd68", metavar="SET", help="default: %(default)s")
+    learn.add_argument("--sigma", type=float, default=25.0, help="of 255 (default: %(default)s)")
+    learn.add_argument("--steps", type=int, default=1500, help="default: %(default)s")
+    learn.add_argument(
+        "--out",
+        type=Path,
+        default=RESULTS / "objectives.csv",
+        metavar="CSV",
+        help="default: %(default)s",
+    )
+    learn.set_defaults(run=_objectives)
+
     fast = commands.add_parser(
         "speed",
         parents=[with_prior],
@@ -106,6 +125,25 @@ def _quality(options: argparse.Namespace) -> int:
         )
     )
     print("\nPSNR in dB / SSIM, averaged over the images of the set, for noise of sigma of 255.")
+    return 0
+
+
+def _objectives(options: argparse.Namespace) -> int:
+    results = objectives.compare_objectives(
+        train=options.train, test=options.test, sigma=options.sigma, steps=options.steps
+    )
+    print(
+        _markdown(
+            ["objective, training images", f"PSNR on {options.test}", "steps", "seconds"],
+            [[r.objective, f"{r.psnr:.2f} dB", str(r.steps), f"{r.seconds:.0f}"] for r in results],
+        )
+    )
+    print(f"\nOne-step estimate, noise of {options.sigma:g} of 255; the seconds are those of training.")
+    write_table(
+        options.out,
+        ["train", "test", "sigma", *objectives.Result._fields],
+        [[options.train, options.test, options.sigma, *result] for result in results],
+    )
     return 0
 
 

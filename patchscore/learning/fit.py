@@ -44,7 +44,7 @@ class Objective(Protocol):
     """What is minimised: a scalar from crops (B, C, h, w) and noise levels (B,)."""
 
     def __call__(
-        self, prior: PatchPrior, clean: Tensor, sigma: Tensor, *, generator: torch.Generator
+        self, prior: PatchPrior, crops: Tensor, sigma: Tensor, /, *, generator: torch.Generator
     ) -> Tensor:
         """The scalar."""
 
