@@ -15,7 +15,9 @@ numbers of a region-based approximation).
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Sequence
+from itertools import product
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -32,21 +34,6 @@ class Marginal(Protocol):
 
     def marginal(self, patch_shape: tuple[int, int]) -> Potential:
         """The potential of the top left part of this shape."""
-
-
-class Region(NamedTuple):
-    """Equal windows of the image, with the score of their own marginal.
-
-    Attributes
-    ----------
-    counting : the counting number
-    clique : the marginal of the window
-    trimmed : for both axes, whether the window is shorter than a patch: an overlap of two patches
-    """
-
-    counting: int
-    clique: Potential
-    trimmed: tuple[bool, bool]
 
 
 def center_score(clique: Clique, x: Tensor, sigma: Tensor, boundary: Boundary) -> Tensor:
@@ -89,8 +76,8 @@ def partition_score(
     return tiled[..., top : top + size[0], left : left + size[1]]
 
 
-def kikuchi_regions(clique: Clique) -> list[Region]:
-    """The patch, its two overlaps with neighbours and the overlap of these.
+def kikuchi_regions(clique: Clique) -> list[Potential]:
+    """The potentials of the patch, of its overlaps with both neighbours and of the overlap of these.
 
     Raises :class:`InputError` if the marginals of parts of the patch are not known.
     """
@@ -100,42 +87,38 @@ def kikuchi_regions(clique: Clique) -> list[Region]:
             "assembly 'kikuchi' needs them; use a closed-form clique such as GaussianPatches."
         )
     rows, columns = clique.patch_shape
-    return [
-        Region(
-            count, clique.marginal((rows - trim_rows, columns - trim_columns)), (trim_rows, trim_columns)
-        )
-        for count, trim_rows, trim_columns in (
-            (1, False, False),
-            (-1, False, True),
-            (-1, True, False),
-            (1, True, True),
-        )
-        if rows - trim_rows and columns - trim_columns
-    ]
+    shapes = product((rows, rows - 1), (columns, columns - 1))
+    return [clique.marginal(shape) for shape in shapes if min(shape) > 0]
 
 
-def kikuchi_score(regions: list[Region], x: Tensor, sigma: Tensor, boundary: Boundary) -> Tensor:
-    """The sum over regions of k_r sum_c G_c' s_r(G_c x)."""
+def kikuchi_score(regions: Sequence[Potential], x: Tensor, sigma: Tensor, boundary: Boundary) -> Tensor:
+    """The sum over regions of k_r sum_c G_c' s_r(G_c x); the first region is the patch."""
     score = torch.zeros_like(x)
     for region in regions:
-        inside = _overlaps_only(region, x.shape, boundary)
-        grid = PatchGrid(x[inside].shape[-2:], region.clique.patch_shape, boundary)
-        score[inside] += region.counting * grid.apply(x[inside], sigma, region.clique.score)
+        counting, inside = _place(region, regions[0], x, boundary)
+        grid = PatchGrid(x[inside].shape[-2:], region.patch_shape, boundary)
+        score[inside] += counting * grid.apply(x[inside], sigma, region.score)
     return score
 
 
-def kikuchi_energy(regions: list[Region], x: Tensor, sigma: Tensor, boundary: Boundary) -> Tensor:
+def kikuchi_energy(regions: Sequence[Potential], x: Tensor, sigma: Tensor, boundary: Boundary) -> Tensor:
     """The sum over regions of k_r sum_c phi_r(G_c x): (B,)."""
     energy = x.new_zeros(len(x))
     for region in regions:
-        inside = _overlaps_only(region, x.shape, boundary)
-        grid = PatchGrid(x[inside].shape[-2:], region.clique.patch_shape, boundary)
-        energy = energy + region.counting * grid.total(x[inside], sigma, region.clique.energy)
+        counting, inside = _place(region, regions[0], x, boundary)
+        grid = PatchGrid(x[inside].shape[-2:], region.patch_shape, boundary)
+        energy = energy + counting * grid.total(x[inside], sigma, region.energy)
     return energy
 
 
-def _overlaps_only(region: Region, shape: torch.Size, boundary: Boundary) -> tuple[slice, ...]:
-    """On an open boundary the outermost windows belong to one patch only: they are no overlaps."""
-    trims = [trimmed and boundary == "open" for trimmed in region.trimmed]
-    rows, columns = (slice(t, n - t) for t, n in zip(trims, shape[-2:], strict=True))
-    return slice(None), slice(None), rows, columns
+def _place(
+    region: Potential, patch: Potential, x: Tensor, boundary: Boundary
+) -> tuple[int, tuple[slice, ...]]:
+    """The counting number of a region, and the part of the image whose windows are such regions.
+
+    On an open boundary the outermost windows belong to one patch only: they are no overlaps.
+    """
+    overlap = [a < b for a, b in zip(region.patch_shape, patch.patch_shape, strict=True)]
+    trims = [int(trimmed and boundary == "open") for trimmed in overlap]
+    rows, columns = (slice(t, n - t) for t, n in zip(trims, x.shape[-2:], strict=True))
+    return (-1) ** sum(overlap), (slice(None), slice(None), rows, columns)

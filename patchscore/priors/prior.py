@@ -14,9 +14,9 @@ References: Roth and Black, IJCV 82 (2009); Efron, JASA 106 (2011), equation 1.4
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -95,8 +95,11 @@ class PatchPrior(nn.Module):
                 "sum of patch marginals counts every pixel once per patch, and the mean of clique "
                 "potentials weakens the prior as often."
             )
-        self.regions = kikuchi_regions(network) if assembly == "kikuchi" else []
         self.network = network
+        self.regions = cast(
+            Sequence[Potential],
+            nn.ModuleList(kikuchi_regions(network) if assembly == "kikuchi" else []),
+        )
         self.assembly = assembly
         self.boundary = boundary
         self.score_weight = dict(sorted(score_weight.items())) if score_weight else {}
@@ -199,8 +202,13 @@ class PatchPrior(nn.Module):
     def save(self, path: str | Path) -> None:
         """Write weights, settings and card to a safetensors file, whole or not at all.
 
-        Raises :class:`InputError` if the path cannot be written.
+        Raises :class:`InputError` if the path cannot be written, or the clique is one of your own.
         """
+        if type(self.network).__name__ not in NETWORKS:
+            raise InputError(
+                f"a prior of {type(self.network).__name__} cannot be saved; only {', '.join(NETWORKS)} "
+                "can be built again from a file."
+            )
         settings = {
             "network": {"type": type(self.network).__name__, **self.network.settings()},
             "trained_on": self.network.trained_on,
@@ -228,7 +236,8 @@ class PatchPrior(nn.Module):
                     f"{path} holds a {kind}; this version of patchscore knows {', '.join(NETWORKS)}. "
                     "A newer version may be needed."
                 )
-            network = NETWORKS[kind](**arguments).to(tensors["lift"].dtype)
+            dtype = next(t.dtype for t in tensors.values() if t.is_floating_point())
+            network = NETWORKS[kind](**arguments).to(dtype)
             network.load_state_dict(tensors)
             network.trained_on = settings["trained_on"]
             return cls(
