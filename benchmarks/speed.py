@@ -29,6 +29,7 @@ from patchscore.priors.zoo import load_prior
 
 SIGMA = 25.0
 TV_WEIGHT = 1.0
+PAUSE = 0.5
 LARGE_SIDE = 2048
 LEAST_RATIO = 5.0
 MOST_MEGABYTES = 1000.0
@@ -100,6 +101,8 @@ def time_denoisers(prior: str, *, rounds: int) -> list[Timing]:
 def time_in_turn(tasks: Mapping[str, Callable[[], object]], *, rounds: int) -> list[Timing]:
     """Time tasks in turn, round by round, after one round that does not count.
 
+    Before each there is a pause, in which the threads of the one before stop spinning for more work.
+
     Raises :class:`InputError` if there is no round.
     """
     if rounds < 1:
@@ -107,6 +110,7 @@ def time_in_turn(tasks: Mapping[str, Callable[[], object]], *, rounds: int) -> l
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for _ in range(1 + rounds):
         for name, task in tasks.items():
+            time.sleep(PAUSE)
             start = time.perf_counter()
             task()
             seconds[name].append(time.perf_counter() - start)

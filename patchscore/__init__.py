@@ -4,7 +4,13 @@ from patchscore.denoising import denoise
 from patchscore.errors import InputError
 from patchscore.learning.fit import fit
 from patchscore.learning.history import History
+from patchscore.learning.mixture import fit_mixture
 from patchscore.learning.weight import fit_score_weight
+from patchscore.priors.empirical import EmpiricalPatches
+from patchscore.priors.epll import epll
+from patchscore.priors.experts import StudentT, TotalVariation
+from patchscore.priors.gaussian import GaussianCliques, GaussianPatches
+from patchscore.priors.mixture import GaussianMixture
 from patchscore.priors.networks import PatchEnergy, PatchMLP
 from patchscore.priors.prior import PatchPrior
 from patchscore.priors.zoo import bundled_priors, load_prior
@@ -12,14 +18,22 @@ from patchscore.priors.zoo import bundled_priors, load_prior
 __version__ = "0.1.0"
 
 __all__ = [
+    "EmpiricalPatches",
+    "GaussianCliques",
+    "GaussianMixture",
+    "GaussianPatches",
     "History",
     "InputError",
     "PatchEnergy",
     "PatchMLP",
     "PatchPrior",
+    "StudentT",
+    "TotalVariation",
     "bundled_priors",
     "denoise",
+    "epll",
     "fit",
+    "fit_mixture",
     "fit_score_weight",
     "load_prior",
 ]

@@ -188,7 +188,7 @@ def test_moments_of_posterior_samples(field, normal, z_score):
     sigma = 0.8
     y = normal(1, 1, *SHAPE)
     samples = field.sample_denoised(
-        y.expand(4000, -1, -1, -1), sigma, generator=torch.Generator().manual_seed(0)
+        y.expand(40_000, -1, -1, -1), sigma, generator=torch.Generator().manual_seed(0)
     )
     covariance = dense_covariance(field)
     gain = covariance @ torch.linalg.inv(covariance + sigma**2 * torch.eye(30, dtype=torch.float64))

@@ -49,8 +49,9 @@ def center_score(clique: Clique, x: Tensor, sigma: Tensor, boundary: Boundary) -
         )
     center = x.new_zeros(clique.channels, rows, columns)
     center[:, rows // 2, columns // 2] = 1
+    score = clique.scorer()
     grid = PatchGrid(x.shape[-2:], clique.patch_shape, boundary)
-    return grid.apply(x, sigma, lambda v, levels: center.view(-1, 1) * clique.score(v, levels))
+    return grid.apply(x, sigma, lambda v, levels: center.view(-1, 1) * score(v, levels))
 
 
 def partition_score(

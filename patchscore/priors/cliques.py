@@ -9,9 +9,13 @@ Patches are (B, n, L): n = C P_1 P_2 pixels, L patches of each of B images; sigm
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
+
+from patchscore.errors import InputError
 
 TrainedOn = Literal["patches", "crops"]
 
@@ -41,6 +45,10 @@ class Clique(nn.Module, ABC):
     def score(self, patches: Tensor, sigma: Tensor) -> Tensor:
         """s_V: (B, n, L) -> (B, n, L), in one over the image's unit."""
 
+    def scorer(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """:meth:`score` as a function in which all that is the same for all patches is computed."""
+        return self.score
+
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """The arguments that build it again, before its tensors are loaded; as JSON can hold them."""
@@ -57,3 +65,47 @@ class Potential(Clique):
     @abstractmethod
     def energy(self, patches: Tensor, sigma: Tensor) -> Tensor:
         """phi: (B, n, L) -> (B, L), without unit, up to a constant."""
+
+
+def noise_levels(sigma: float | Tensor, x: Tensor) -> Tensor:
+    """sigma as a (B,) tensor like x; an error if it is not positive, not finite or not one per image."""
+    sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+    if sigma.shape not in ((), (1,), (len(x),)):
+        raise InputError(
+            f"sigma has shape {tuple(sigma.shape)}; expected one number, or one for each of the "
+            f"{len(x)} images."
+        )
+    if not bool(((sigma > 0) & sigma.isfinite()).all()):
+        raise InputError(
+            f"sigma is {sigma.tolist()}; a noise level is positive and finite, in the image's unit."
+        )
+    return sigma.expand(len(x))
+
+
+def patch_pixels(patch_shape: Sequence[int], channels: int) -> tuple[tuple[int, int], int]:
+    """The shape as a pair, and n = channels * rows * columns; an error if one is not positive."""
+    if len(patch_shape) != 2 or min(*patch_shape, channels) < 1:
+        raise InputError(
+            f"patch_shape is {tuple(patch_shape)} with {channels} channels; expected (rows, columns) "
+            "and a number of channels, all at least 1."
+        )
+    rows, columns = patch_shape
+    return (rows, columns), channels * rows * columns
+
+
+def check_tensor(name: str, values: Tensor, shape: tuple[int, ...]) -> None:
+    """An error unless the values are real and finite, and of this shape."""
+    if tuple(values.shape) != shape:
+        raise InputError(f"the {name} has shape {tuple(values.shape)}; expected {shape}.")
+    if not values.is_floating_point() or not bool(values.isfinite().all()):
+        raise InputError(f"the {name} has to hold finite floating-point numbers; it is {values.dtype}.")
+
+
+def stack_shape(name: str, values: Tensor | Sequence[int]) -> tuple[int, ...]:
+    """(K, C, rows, columns) of a stack of patches, or of a shape; an error if it is something else."""
+    shape = tuple(values.shape) if isinstance(values, Tensor) else tuple(values)
+    if len(shape) != 4 or min(shape) < 1:
+        raise InputError(
+            f"the {name} have shape {shape}; expected (count, channels, rows, columns), all at least 1."
+        )
+    return shape

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from patchscore.errors import InputError
-from patchscore.priors.cliques import Potential
+from patchscore.priors.cliques import Potential, check_tensor, noise_levels, patch_pixels
 
 # What rounding makes of a zero, in units of the largest eigenvalue and of the precision.
 ROUNDING = 1000
@@ -272,8 +272,6 @@ class GaussianCliques(nn.Module):
 
     def _check(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """The door: sigma as (B, 1, 1, 1), or an error that says what to do."""
-        from patchscore.priors.prior import noise_levels  # which knows the clique above
-
         like = self.power_spectrum
         if x.ndim != 4 or x.shape[-2:] != like.shape:
             raise InputError(
@@ -286,25 +284,6 @@ class GaussianCliques(nn.Module):
                 "them: x.to(...) or field.to(...)."
             )
         return noise_levels(sigma, x)[:, None, None, None]
-
-
-def patch_pixels(patch_shape: Sequence[int], channels: int) -> tuple[tuple[int, int], int]:
-    """The shape as a pair, and n = channels * rows * columns; an error if one is not positive."""
-    if len(patch_shape) != 2 or min(*patch_shape, channels) < 1:
-        raise InputError(
-            f"patch_shape is {tuple(patch_shape)} with {channels} channels; expected (rows, columns) "
-            "and a number of channels, all at least 1."
-        )
-    rows, columns = patch_shape
-    return (rows, columns), channels * rows * columns
-
-
-def check_tensor(name: str, values: Tensor, shape: tuple[int, ...]) -> None:
-    """An error unless the values are real and finite, and of this shape."""
-    if tuple(values.shape) != shape:
-        raise InputError(f"the {name} has shape {tuple(values.shape)}; expected {shape}.")
-    if not values.is_floating_point() or not bool(values.isfinite().all()):
-        raise InputError(f"the {name} has to hold finite floating-point numbers; it is {values.dtype}.")
 
 
 def eigendecomposition(covariance: Tensor, floor: float | None = None) -> tuple[Tensor, Tensor]:

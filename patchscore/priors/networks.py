@@ -17,7 +17,9 @@ Shapes are those of :mod:`patchscore.priors.cliques`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -104,6 +106,18 @@ class PatchNetwork(Clique):
             return affine(weight, patches / sigma, bias)
         return affine(weight, patches, bias + self.symmetry.pool(self.noise)[:, None] * sigma.log())
 
+    def score(self, patches: Tensor, sigma: Tensor) -> Tensor:
+        """s_V(v; sigma): (B, n, L) -> (B, n, L), in one over the image's unit."""
+        return self._score(self.matrices(), patches, sigma)
+
+    def scorer(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """:meth:`score` with the tied weights expanded once."""
+        return partial(self._score, self.matrices())
+
+    @abstractmethod
+    def _score(self, weights: list[Tensor], patches: Tensor, sigma: Tensor) -> Tensor:
+        """s_V from the plain matrices."""
+
     def _invariances(self) -> dict[str, bool]:
         return {
             "scale_invariant": self.scale_invariant,
@@ -161,9 +175,7 @@ class PatchEnergy(PatchNetwork, Potential):
         energy = torch.einsum("k,bkl->bl", self.symmetry.pool(self.readout), last)
         return energy if self.scale_invariant else energy / sigma.squeeze(-1)
 
-    def score(self, patches: Tensor, sigma: Tensor) -> Tensor:
-        """-phi'(v; sigma): (B, n, L) -> (B, n, L), in one over the image's unit."""
-        weights = self.matrices()
+    def _score(self, weights: list[Tensor], patches: Tensor, sigma: Tensor) -> Tensor:
         hidden = self._hidden(patches, sigma, weights)
         force = self.symmetry.pool(self.readout)[:, None].to(hidden[-1]).expand_as(hidden[-1])
         for weight, h in zip(reversed(weights), reversed(hidden), strict=True):
@@ -234,9 +246,7 @@ class PatchMLP(PatchNetwork):
             (widths[-1] // self.symmetry.order, channels * patch_size**2), fan_in=widths[-1]
         )
 
-    def score(self, patches: Tensor, sigma: Tensor) -> Tensor:
-        """s_V(v; sigma): (B, n, L) -> (B, n, L), in one over the image's unit."""
-        weights = self.matrices()
+    def _score(self, weights: list[Tensor], patches: Tensor, sigma: Tensor) -> Tensor:
         h = self.first_layer(patches, sigma, weights[0])
         leaky_layers = len(self.widths) - self.tanh_layers
         for layer, (weight, bias) in enumerate(zip(weights[1:], self.biases[1:], strict=True), 1):

@@ -32,8 +32,11 @@ Tile = tuple[slice, slice, slice, slice]
 
 # Patches in flight at once: on a CPU the activations of a tile should stay in the cache, on a GPU
 # a tile should fill the device.
-PATCHES_PER_TILE_CPU = 4096
+PATCHES_PER_TILE_CPU = 1024
 PATCHES_PER_TILE_GPU = 262_144
+# glibc returns freed memory to the system, and fresh pages for every tile then cost as much as half the
+# arithmetic, until a block of up to 32 MB has come and gone: from then on it keeps as much for reuse.
+KEPT_BYTES = 31 * 2**20
 
 
 class PatchGrid:
@@ -146,7 +149,10 @@ class PatchGrid:
         self, padded: Tensor, sigma: Tensor
     ) -> Iterator[tuple[Tile, Tensor, Tensor, Tensor | None]]:
         """Pieces of the padded images, their patches, noise levels and weights w_c."""
-        limit = PATCHES_PER_TILE_CPU if padded.device.type == "cpu" else PATCHES_PER_TILE_GPU
+        limit = PATCHES_PER_TILE_GPU
+        if padded.device.type == "cpu":
+            limit = PATCHES_PER_TILE_CPU
+            torch.empty(KEPT_BYTES, dtype=torch.uint8)
         width = min(self.shape[1], limit)
         height = min(self.shape[0], max(1, limit // width))
         depth = max(1, limit // (height * width))

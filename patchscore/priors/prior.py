@@ -30,14 +30,29 @@ from patchscore.priors.assembly import (
     kikuchi_score,
     partition_score,
 )
-from patchscore.priors.cliques import Clique, Potential
+from patchscore.priors.cliques import Clique, Potential, noise_levels
+from patchscore.priors.empirical import EmpiricalPatches
+from patchscore.priors.experts import StudentT, TotalVariation
+from patchscore.priors.gaussian import GaussianPatches
+from patchscore.priors.mixture import GaussianMixture
 from patchscore.priors.networks import PatchEnergy, PatchMLP
 from patchscore.priors.patches import Boundary, PatchGrid
 from patchscore.storage import load_tensors, save_tensors
 
 Assembly = Literal["sum", "mean", "center", "partition", "kikuchi"]
 KIND = "patchscore prior"
-NETWORKS = {network.__name__: network for network in (PatchEnergy, PatchMLP)}
+CLIQUES: dict[str, type[Clique]] = {
+    clique.__name__: clique
+    for clique in (
+        PatchEnergy,
+        PatchMLP,
+        GaussianPatches,
+        GaussianMixture,
+        StudentT,
+        TotalVariation,
+        EmpiricalPatches,
+    )
+}
 ASSEMBLIES_OF = {"patches": ("mean", "center", "partition", "kikuchi"), "crops": ("sum",)}
 
 
@@ -120,9 +135,9 @@ class PatchPrior(nn.Module):
         grid = PatchGrid(x.shape[-2:], self.network.patch_shape, self.boundary)
         match self.assembly:
             case "sum":
-                score = grid.apply(x, sigma, self.network.score)
+                score = grid.apply(x, sigma, self.network.scorer())
             case "mean":
-                score = grid.apply(x, sigma, self.network.score) / grid.overlap(x)
+                score = grid.apply(x, sigma, self.network.scorer()) / grid.overlap(x)
             case "center":
                 score = center_score(self.network, x, sigma, self.boundary)
             case "partition":
@@ -204,9 +219,9 @@ class PatchPrior(nn.Module):
 
         Raises :class:`InputError` if the path cannot be written, or the clique is one of your own.
         """
-        if type(self.network).__name__ not in NETWORKS:
+        if type(self.network).__name__ not in CLIQUES:
             raise InputError(
-                f"a prior of {type(self.network).__name__} cannot be saved; only {', '.join(NETWORKS)} "
+                f"a prior of {type(self.network).__name__} cannot be saved; only {', '.join(CLIQUES)} "
                 "can be built again from a file."
             )
         settings = {
@@ -231,13 +246,13 @@ class PatchPrior(nn.Module):
         try:
             arguments = dict(settings["network"])
             kind = arguments.pop("type")
-            if kind not in NETWORKS:
+            if kind not in CLIQUES:
                 raise InputError(
-                    f"{path} holds a {kind}; this version of patchscore knows {', '.join(NETWORKS)}. "
+                    f"{path} holds a {kind}; this version of patchscore knows {', '.join(CLIQUES)}. "
                     "A newer version may be needed."
                 )
             dtype = next(t.dtype for t in tensors.values() if t.is_floating_point())
-            network = NETWORKS[kind](**arguments).to(dtype)
+            network = CLIQUES[kind](**arguments).to(dtype)
             network.load_state_dict(tensors)
             network.trained_on = settings["trained_on"]
             return cls(
@@ -294,18 +309,3 @@ class PatchPrior(nn.Module):
                 f"{like.device}; move one of them: x.to(...) or prior.to(...)."
             )
         return noise_levels(sigma, x)
-
-
-def noise_levels(sigma: float | Tensor, x: Tensor) -> Tensor:
-    """sigma as a (B,) tensor like x; an error if it is not positive, not finite or not one per image."""
-    sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
-    if sigma.shape not in ((), (1,), (len(x),)):
-        raise InputError(
-            f"sigma has shape {tuple(sigma.shape)}; expected one number, or one for each of the "
-            f"{len(x)} images."
-        )
-    if not bool(((sigma > 0) & sigma.isfinite()).all()):
-        raise InputError(
-            f"sigma is {sigma.tolist()}; a noise level is positive and finite, in the image's unit."
-        )
-    return sigma.expand(len(x))
