@@ -228,5 +228,10 @@ def _info(options: argparse.Namespace) -> int:
     print(f"assembly: {prior.assembly}    boundary: {prior.boundary}")
     print("network: " + json.dumps(network.settings()))
     for title, content in prior.card.items():
-        print(f"{title}: {content if isinstance(content, str) else json.dumps(content)}")
+        if isinstance(content, dict):
+            print(f"{title}:")
+            for name, value in content.items():
+                print(f"    {name}: {json.dumps(value)}")
+        else:
+            print(f"{title}: {content}")
     return 0
