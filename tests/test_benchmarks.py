@@ -184,7 +184,9 @@ def test_tasks_are_timed_in_turn(monkeypatch) -> None:
 
     clock = [0.0]
     calls = []
-    monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(
+        speed, "time", SimpleNamespace(perf_counter=lambda: clock[0], sleep=lambda _: None)
+    )
 
     def task(name: str, seconds: list[float]) -> None:
         calls.append(name)

@@ -21,26 +21,29 @@ from patchscore.learning.checkpoint import KIND
 from patchscore.learning.fit import fit
 from patchscore.learning.history import History
 from patchscore.learning.matching import denoising_score_matching
-from patchscore.priors.networks import PatchEnergy, PatchNetwork
+from patchscore.priors.cliques import Clique
+from patchscore.priors.networks import PatchEnergy
 from patchscore.priors.prior import PatchPrior
 from patchscore.storage import load_tensors
 
 SIGMAS = (0.2, 0.8)
 
 
-class WhiteClique(PatchNetwork):
+class WhiteClique(Clique):
     """The exact score of white Gaussian pixels of variance tau^2, blurred: -v / (tau^2 + sigma^2)."""
 
+    patch_shape = 1, 1
+    channels = 1
+
     def __init__(self, tau):
-        off = ("scale_invariant", "brightness_invariant", "flip_invariant", "turn_invariant")
-        super().__init__(1, 1, [1], **dict.fromkeys(off, False))
-        self.tau = tau
+        super().__init__()
+        self.register_buffer("tau", torch.tensor(tau))
 
     def score(self, patches, sigma):
         return -patches / (self.tau**2 + sigma**2)
 
     def settings(self):
-        return {"tau": self.tau}
+        return {}
 
 
 def seeded(seed):
