@@ -1,0 +1,36 @@
+"""The examples of the README run as pasted, and say what is true."""
+
+import re
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+from patchscore.priors.zoo import load_prior
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_an_example_runs_as_pasted(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    mpl.use("Agg")
+    names: dict[str, object] = {}
+    exec(BLOCKS[number], names)
+    clean = names.get("clean")
+    assert clean is None or np.isfinite(clean).all()
+
+
+def test_the_readme_has_its_examples_and_two_commands() -> None:
+    assert len(BLOCKS) == 3
+    commands = re.findall(r"^pip install -c constraints\.txt .*$", README, flags=re.MULTILINE)
+    assert [command.split("&&")[1].strip() for command in commands] == ["patchscore demo", "pytest"]
+
+
+def test_the_model_card_counts_the_parameters() -> None:
+    prior = load_prior("natural-gray", "cpu")
+    count = sum(parameter.numel() for parameter in prior.parameters())
+    weights = Path(__file__).parent.parent / "patchscore" / "priors" / "weights"
+    assert f"{count:,}".replace(",", " ") in (weights / "natural-gray.md").read_text(encoding="utf-8")
