@@ -37,8 +37,9 @@ def fit_score_weight(
     InputError
         If the images do not fit, or a noise level is not positive.
     """
-    if not sigmas or min(sigmas) <= 0:
-        raise InputError(f"sigmas is {sigmas}; expected one or more positive noise levels.")
+    levels = [float(sigma) for sigma in sigmas]
+    if not levels or min(levels) <= 0:
+        raise InputError(f"sigmas is {levels}; expected one or more positive noise levels.")
     generator = generator or torch.Generator().manual_seed(0)
     plain = prior.with_score_weight({})
     like = prior.network.like
@@ -46,8 +47,8 @@ def fit_score_weight(
     clean = torch.stack([random_crop(data, crop, generator) for _ in range(crops)]).to(like)
     weight = {}
     with torch.no_grad():
-        for sigma in sigmas:
+        for sigma in levels:
             z = torch.randn(clean.shape, generator=generator, dtype=like.dtype).to(like)
             score = sigma * plain.score(clean + sigma * z, sigma)
-            weight[float(sigma)] = float(-(z * score).sum() / score.square().sum())
+            weight[sigma] = float(-(z * score).sum() / score.square().sum())
     return prior.with_score_weight(weight)
