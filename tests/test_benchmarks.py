@@ -179,6 +179,28 @@ def test_errors_say_what_to_do(data, tmp_path, capsys) -> None:
     assert "is not a table of this benchmark" in capsys.readouterr().err
 
 
+def test_every_objective_learns_to_remove_noise(data, tmp_path) -> None:
+    from benchmarks.__main__ import main
+
+    rows, columns = np.mgrid[:48, :48]
+    for number, slope in enumerate((0.2, 0.7)):
+        (data.parent / "edges").mkdir(exist_ok=True)
+        edge = np.where(rows > slope * columns + 9, 200, 60).astype(np.uint8)
+        imsave(data.parent / "edges" / f"{number}.png", edge, check_contrast=False)
+    out = tmp_path / "objectives.csv"
+    command = f"objectives --train edges --test edges --steps 40 --sigma 25 --out {out}"
+    assert main(command.split()) == 0
+    results = rows_of(out)
+    assert [row["objective"].split(",")[0] for row in results] == [
+        "denoising score matching",
+        "SURE",
+        "Noise2Score",
+    ]
+    for row in results:
+        # Half of the noise, 3 dB, is the least that can be asked on two flat areas.
+        assert float(row["psnr"]) > 20 * math.log10(255 / 25) + 3, row
+
+
 def test_tasks_are_timed_in_turn(monkeypatch) -> None:
     from benchmarks import speed
 
