@@ -1,0 +1,32 @@
+"""The bundled prior on the photographs of BSD68, where they are at hand (see benchmarks/data.py)."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from patchscore.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_natural_gray_on_bsd68(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One-step, sigma 25, nothing clipped: BM3D's published 28.57 dB, and what the README says."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import data, quality
+
+    try:
+        data.gray_images("bsd68")
+    except InputError as error:
+        pytest.skip(str(error))
+    methods = quality.select_methods(["patchscore"], "natural-gray")
+    rows = quality.measure(["bsd68"], [25.0], methods, seed=0, out=tmp_path / "quality.csv")
+    noisy, denoised = (
+        np.mean([row.psnr for row in rows if row.method == name]) for name in ("noisy", "patchscore")
+    )
+    # The noise has 68 images of 321 x 481 draws: the error of its PSNR is far below 0.01 dB.
+    assert noisy == pytest.approx(20 * np.log10(255 / 25), abs=0.01)
+    assert denoised > 28.7
+    assert f"| | patchscore | 31.43 | {denoised:.2f} |" in (ROOT / "README.md").read_text(
+        encoding="utf-8"
+    )
