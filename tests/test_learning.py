@@ -22,6 +22,7 @@ from patchscore.learning.fit import fit
 from patchscore.learning.history import History
 from patchscore.learning.matching import denoising_score_matching
 from patchscore.priors.cliques import Clique
+from patchscore.priors.experts import StudentT, TotalVariation
 from patchscore.priors.networks import PatchEnergy
 from patchscore.priors.prior import PatchPrior
 from patchscore.storage import load_tensors
@@ -334,6 +335,28 @@ def test_a_folder_of_images_trains_like_the_array(images, tmp_path):
         train(prior, source, steps=5, sigmas=(10.0, 50.0))
     assert same(weights_of(from_array), weights_of(from_folder))
     assert same(weights_of(from_array), weights_of(from_name))
+
+
+def test_numpy_settings_and_other_cliques_train_and_save(images, tmp_path):
+    """A field of experts trains like a network; what has no parameters says so."""
+    experts = PatchPrior(
+        StudentT((8, 1, 3, 3), scale_invariant=True, brightness_invariant=True).double()
+    )
+    before = [p.detach().clone() for p in experts.parameters()]
+    history = train(
+        experts,
+        images,
+        steps=np.int64(100),
+        learning_rate=np.float32(0.05),
+        checkpoint=tmp_path / "checkpoint",
+    )
+    assert history.loss[-20:].mean() < 0.5 * history.loss[:5].mean()
+    assert all((a != b).any() for a, b in zip(before, experts.parameters(), strict=True))
+    experts.save(tmp_path / "experts.safetensors")
+    again = PatchPrior.load(tmp_path / "experts.safetensors")
+    assert same(weights_of(experts), weights_of(again))
+    with pytest.raises(InputError, match="TotalVariation has no parameters"):
+        train(PatchPrior(TotalVariation(1.0).double()), images, steps=1)
 
 
 def test_card(images):

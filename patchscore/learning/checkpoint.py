@@ -59,7 +59,7 @@ class TrainingState:
 
     def keep_average(self, trained_on: TrainedOn) -> None:
         """Give the network the averaged weights."""
-        self.network.load_state_dict(self.average)
+        self.network.load_state_dict(self.average, strict=False)  # buffers stay
         self.network.trained_on = trained_on
 
     def write(self, path: Path) -> None:

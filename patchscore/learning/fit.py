@@ -119,6 +119,8 @@ def fit(
     _check_counts(crop=crop, steps=steps, batch_size=batch_size, checkpoint_every=checkpoint_every)
     _check(low, high, minutes, learning_rate, average, generator)
     network = prior.network
+    if not any(True for _ in network.parameters()):
+        raise InputError(f"{type(network).__name__} has no parameters, so there is nothing to train.")
     trained_on = _trained_on(prior, crop)
     path = Path(checkpoint) if checkpoint is not None else None
     if path is not None:
@@ -130,13 +132,17 @@ def fit(
         "images": len(data),
         "digest": _digest(data),
         "sigmas": [low, high],
-        "crop": crop,
-        "batch_size": batch_size,
+        "crop": int(crop),
+        "batch_size": int(batch_size),
         "learning_rate": learning_rate,
         "average": average,
         "objective": _name(objective),
         "mixed_precision": mixed_precision,
-        **({"steps": steps} if minutes is None else {"minutes": minutes}),
+        **(
+            {"minutes": float(minutes)}
+            if steps is None and minutes is not None
+            else {"steps": int(steps or 0)}
+        ),
     }
 
     def next_loss(view: PatchPrior, generator: torch.Generator) -> Tensor:
@@ -153,7 +159,7 @@ def fit(
     if path is not None and path.exists():
         state = TrainingState.read(path, network, generator, run)
     else:
-        total = steps or _steps_in(60 * (minutes or 0), view, next_loss, generator)
+        total = int(steps or _steps_in(60 * (minutes or 0), view, next_loss, generator))
         state = TrainingState(network, generator, run, total)
     rates = _half_cosine(learning_rate, state.total_steps)
     try:
