@@ -96,7 +96,7 @@ def denoise(
 
     # By the invariances this changes nothing but rounding: float32 then serves for any unit.
     offset = channels.mean(dtype=np.float64) if network.brightness_invariant else 0.0
-    unit = sigma if network.scale_invariant else 1.0
+    unit = sigma if prior.scale_invariant else 1.0
     scaled = ((channels.astype(np.float64) - offset) / unit).astype(np.float32)
     y = torch.from_numpy(scaled).to(network.like)
     y = y[:, None] if network.channels == 1 else y[None]

@@ -26,7 +26,7 @@ def numeric_array(image: Any, *, name: str = "the image") -> np.ndarray:
     InputError
         For booleans, complex numbers, objects, text, no pixels, NaN or infinite pixels.
     """
-    array = np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image)
+    array = _to_numpy(image) if isinstance(image, Tensor) else np.asarray(image)
     if array.dtype.kind not in "uif":
         advice = {
             "b": "a mask has no noise level; convert it with .astype(float) if it is meant as an image",
@@ -98,6 +98,12 @@ def _below(limit: int, generator: torch.Generator) -> int:
     return int(torch.randint(limit, (), generator=generator))
 
 
+def _to_numpy(tensor: Tensor) -> np.ndarray:
+    """Also of bfloat16, which numpy does not have."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
 def _named_arrays(source: ImageSource) -> Iterator[tuple[str, np.ndarray]]:
     """Each image as a channels-last array, with the name that an error calls it by."""
     if isinstance(source, str | Path):
@@ -114,7 +120,5 @@ def _named_arrays(source: ImageSource) -> Iterator[tuple[str, np.ndarray]]:
     items: Iterable[np.ndarray | Tensor] = source
     for number, item in enumerate(items):
         if isinstance(item, Tensor):
-            item = item.detach().cpu()
-            item = item.float() if item.dtype == torch.bfloat16 else item
-            item = (item.movedim(0, -1) if item.ndim == 3 else item).numpy()
+            item = _to_numpy(item.movedim(0, -1) if item.ndim == 3 else item)
         yield f"image {number}", np.asarray(item)

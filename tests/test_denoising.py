@@ -41,7 +41,7 @@ def test_it_removes_noise_from_a_photograph() -> None:
     clean = camera()[:128, 100:228].astype(np.float64)
     noisy = clean + SIGMA * np.random.default_rng(0).standard_normal(clean.shape)
     error = np.mean((ps.denoise(noisy, SIGMA) - clean) ** 2)
-    # The noise has mean square SIGMA^2; BM3D leaves less than a seventh of it on this photograph.
+    # A seventh is 8.45 dB: what BM3D is published to gain on BSD68 at this level, 20.17 to 28.57 dB.
     assert error < SIGMA**2 / 7
 
 
@@ -100,6 +100,19 @@ def test_an_image_without_noise_comes_back_with_a_warning() -> None:
     image = np.full((32, 32), 7, dtype=np.uint8)
     with pytest.warns(UserWarning, match="estimated noise level is zero"):
         np.testing.assert_array_equal(ps.denoise(image), image)
+
+
+def test_a_fitted_weight_is_taken_at_the_noise_level_of_the_image(
+    noisy: np.ndarray, prior: ps.PatchPrior
+) -> None:
+    weighted = prior.with_score_weight({1.0: 0.1, SIGMA: 0.9})
+    expected = noisy + 0.9 * (ps.denoise(noisy, SIGMA, prior=prior) - noisy)
+    assert np.abs(ps.denoise(noisy, SIGMA, prior=weighted) - expected).max() < 1e-4
+
+
+def test_a_bfloat16_tensor_is_taken_at_its_values(noisy: np.ndarray) -> None:
+    image = torch.from_numpy(noisy).bfloat16()
+    assert np.array_equal(ps.denoise(image, SIGMA), ps.denoise(image.float().numpy(), SIGMA))
 
 
 def test_the_image_given_is_not_changed(noisy: np.ndarray) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from patchscore.errors import InputError
 from patchscore.priors.cliques import Clique, Potential
-from patchscore.priors.patches import Boundary, PatchGrid, source_index
+from patchscore.priors.patches import Boundary, PatchGrid, patches_per_tile, source_index
 
 
 @runtime_checkable
@@ -72,7 +72,9 @@ def partition_score(
         padded = -(-(before + x.shape[axis]) // side) * side
         x = x.index_select(axis, source_index(x.shape[axis], before, padded, boundary).to(x.device))
     patches = F.unfold(x, clique.patch_shape, stride=clique.patch_shape)
-    scores = clique.score(patches, sigma[:, None, None])
+    score, levels = clique.scorer(), sigma[:, None, None]
+    parts = patches.split(max(1, patches_per_tile(x) // len(x)), dim=2)
+    scores = torch.cat([score(part, levels) for part in parts], dim=2)
     tiled = F.fold(scores, x.shape[-2:], clique.patch_shape, stride=clique.patch_shape)
     return tiled[..., top : top + size[0], left : left + size[1]]
 

@@ -149,9 +149,8 @@ class PatchGrid:
         self, padded: Tensor, sigma: Tensor
     ) -> Iterator[tuple[Tile, Tensor, Tensor, Tensor | None]]:
         """Pieces of the padded images, their patches, noise levels and weights w_c."""
-        limit = PATCHES_PER_TILE_GPU
+        limit = patches_per_tile(padded)
         if padded.device.type == "cpu":
-            limit = PATCHES_PER_TILE_CPU
             torch.empty(KEPT_BYTES, dtype=torch.uint8)
         width = min(self.shape[1], limit)
         height = min(self.shape[0], max(1, limit // width))
@@ -179,6 +178,11 @@ class PatchGrid:
                 self.image_shape, self.before, self.padded_shape, strict=True
             )
         ]
+
+
+def patches_per_tile(x: Tensor) -> int:
+    """How many patches to work on at once, on the device of x."""
+    return PATCHES_PER_TILE_CPU if x.device.type == "cpu" else PATCHES_PER_TILE_GPU
 
 
 def _margins(side: int, boundary: Boundary) -> tuple[int, int]:

@@ -126,30 +126,22 @@ class PatchPrior(nn.Module):
         """Whether the score is the gradient of a known log density."""
         return isinstance(self.network, Potential)
 
+    @property
+    def scale_invariant(self) -> bool:
+        """Whether denoise(a x, a sigma) = a denoise(x, sigma): a weight has noise levels of its own."""
+        return self.network.scale_invariant and not self.score_weight
+
     def score(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """grad log p_sigma(x): (B, C, H, W) -> (B, C, H, W), in one over the image's unit.
 
         Raises :class:`InputError` for a wrong shape, dtype or noise level. NaN is not looked for.
         """
-        sigma = self._check(x, sigma)
-        grid = PatchGrid(x.shape[-2:], self.network.patch_shape, self.boundary)
-        match self.assembly:
-            case "sum":
-                score = grid.apply(x, sigma, self.network.scorer())
-            case "mean":
-                score = grid.apply(x, sigma, self.network.scorer()) / grid.overlap(x)
-            case "center":
-                score = center_score(self.network, x, sigma, self.boundary)
-            case "partition":
-                score = partition_score(self.network, x, sigma, self.boundary, self.offset)
-            case "kikuchi":
-                score = kikuchi_score(self.regions, x, sigma, self.boundary)
-        return score * self._alpha(sigma)[:, None, None, None] if self.score_weight else score
+        return self._score(x, self._check(x, sigma))
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """The one-step posterior mean E[clean | x], x + sigma^2 s(x, sigma): (B, C, H, W)."""
-        variance = self._check(x, sigma)[:, None, None, None] ** 2
-        return x + variance * self.score(x, sigma)
+        sigma = self._check(x, sigma)
+        return x + sigma[:, None, None, None] ** 2 * self._score(x, sigma)
 
     forward = denoise
 
@@ -268,6 +260,21 @@ class PatchPrior(nn.Module):
                 f"the settings and the weights in {path} do not fit together ({error}); it was not "
                 "written by this version of patchscore."
             ) from error
+
+    def _score(self, x: Tensor, sigma: Tensor) -> Tensor:
+        grid = PatchGrid(x.shape[-2:], self.network.patch_shape, self.boundary)
+        match self.assembly:
+            case "sum":
+                score = grid.apply(x, sigma, self.network.scorer())
+            case "mean":
+                score = grid.apply(x, sigma, self.network.scorer()) / grid.overlap(x)
+            case "center":
+                score = center_score(self.network, x, sigma, self.boundary)
+            case "partition":
+                score = partition_score(self.network, x, sigma, self.boundary, self.offset)
+            case "kikuchi":
+                score = kikuchi_score(self.regions, x, sigma, self.boundary)
+        return score * self._alpha(sigma)[:, None, None, None] if self.score_weight else score
 
     def _replaced(
         self,
