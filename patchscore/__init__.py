@@ -2,6 +2,10 @@
 
 from patchscore.denoising import denoise
 from patchscore.errors import InputError
+from patchscore.inference.diffusion import sample_denoised
+from patchscore.inference.langevin import langevin
+from patchscore.inference.optimize import map_estimate
+from patchscore.inference.posterior import GaussianLikelihood, Identity, Mask, Posterior
 from patchscore.learning.fit import fit
 from patchscore.learning.history import History
 from patchscore.learning.mixture import fit_mixture
@@ -20,13 +24,17 @@ __version__ = "0.1.0"
 __all__ = [
     "EmpiricalPatches",
     "GaussianCliques",
+    "GaussianLikelihood",
     "GaussianMixture",
     "GaussianPatches",
     "History",
+    "Identity",
     "InputError",
+    "Mask",
     "PatchEnergy",
     "PatchMLP",
     "PatchPrior",
+    "Posterior",
     "StudentT",
     "TotalVariation",
     "bundled_priors",
@@ -35,5 +43,8 @@ __all__ = [
     "fit",
     "fit_mixture",
     "fit_score_weight",
+    "langevin",
     "load_prior",
+    "map_estimate",
+    "sample_denoised",
 ]

@@ -14,11 +14,12 @@ import torch
 from tqdm import tqdm
 
 import patchscore
-from patchscore.denoising import check_noise_level, denoise, estimated_sigma
+from patchscore.denoising import denoise, estimated_sigma
 from patchscore.errors import InputError
 from patchscore.files import check_writable, image_files, read_image, write_image
 from patchscore.images import numeric_array, training_images
 from patchscore.learning.fit import fit
+from patchscore.noise import check_noise_level
 from patchscore.priors.networks import PatchEnergy
 from patchscore.priors.prior import PatchPrior
 from patchscore.priors.zoo import bundled_priors, find_device, load_prior

@@ -8,7 +8,6 @@ The estimate is the posterior mean E[clean | noisy = y], in one step (Tweedie's 
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 
 from patchscore.errors import InputError
 from patchscore.images import numeric_array
+from patchscore.noise import check_noise_level
 from patchscore.priors.prior import PatchPrior
 from patchscore.priors.zoo import find_device, load_prior
 
@@ -133,20 +133,6 @@ def _channels_first(array: np.ndarray, channel_axis: int | None) -> np.ndarray:
             "dimensions and one of them."
         )
     return np.moveaxis(array, channel_axis, 0)
-
-
-def check_noise_level(sigma: Any) -> None:
-    """Raise :class:`InputError` unless sigma is one positive, finite number."""
-    value = np.asarray(sigma)
-    if value.dtype.kind not in "uif" or value.ndim != 0:
-        raise InputError(
-            f"sigma is {sigma!r}; expected one number, the noise level in the unit of the image."
-        )
-    if not 0 < value < math.inf:
-        raise InputError(
-            f"sigma is {sigma}; a noise level is positive and finite, in the unit of the image. Leave "
-            "it out to have it estimated."
-        )
 
 
 def _on_device(prior: str | Path | PatchPrior, device: str | torch.device) -> PatchPrior:

@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from patchscore.errors import InputError
@@ -65,21 +64,6 @@ class Potential(Clique):
     @abstractmethod
     def energy(self, patches: Tensor, sigma: Tensor) -> Tensor:
         """phi: (B, n, L) -> (B, L), without unit, up to a constant."""
-
-
-def noise_levels(sigma: float | Tensor, x: Tensor) -> Tensor:
-    """sigma as a (B,) tensor like x; an error if it is not positive, not finite or not one per image."""
-    sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
-    if sigma.shape not in ((), (1,), (len(x),)):
-        raise InputError(
-            f"sigma has shape {tuple(sigma.shape)}; expected one number, or one for each of the "
-            f"{len(x)} images."
-        )
-    if not bool(((sigma > 0) & sigma.isfinite()).all()):
-        raise InputError(
-            f"sigma is {sigma.tolist()}; a noise level is positive and finite, in the image's unit."
-        )
-    return sigma.expand(len(x))
 
 
 def patch_pixels(patch_shape: Sequence[int], channels: int) -> tuple[tuple[int, int], int]:

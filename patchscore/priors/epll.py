@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from patchscore.errors import InputError
-from patchscore.priors.cliques import noise_levels
+from patchscore.noise import noise_levels
 from patchscore.priors.mixture import GaussianMixture
 from patchscore.priors.patches import PatchGrid
 

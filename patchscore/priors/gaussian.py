@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from patchscore.errors import InputError
-from patchscore.priors.cliques import Potential, check_tensor, noise_levels, patch_pixels
+from patchscore.noise import noise_levels, standard_normal
+from patchscore.priors.cliques import Potential, check_tensor, patch_pixels
 
 # What rounding makes of a zero, in units of the largest eigenvalue and of the precision.
 ROUNDING = 1000
@@ -232,7 +233,7 @@ class GaussianCliques(nn.Module):
 
     def sample(self, count: int, *, channels: int = 1, generator: torch.Generator) -> Tensor:
         """Independent clean images: (count, channels, H, W)."""
-        z = self._noise((count, channels, *self.power_spectrum.shape), generator)
+        z = standard_normal(self.power_spectrum.expand(count, channels, -1, -1), generator)
         return self.mean + _filter(z, self.power_spectrum.sqrt())
 
     def sample_denoised(self, y: Tensor, sigma: float | Tensor, *, generator: torch.Generator) -> Tensor:
@@ -242,7 +243,7 @@ class GaussianCliques(nn.Module):
         """
         variance = self._check(y, sigma).square()
         spread = (self.power_spectrum * variance / (self.power_spectrum + variance)).sqrt()
-        return self.denoise(y, sigma) + _filter(self._noise(y.shape, generator), spread)
+        return self.denoise(y, sigma) + _filter(standard_normal(y, generator), spread)
 
     def patches(self, patch_shape: Sequence[int], *, channels: int = 1) -> GaussianPatches:
         """The marginal of a patch of this field.
@@ -263,12 +264,6 @@ class GaussianCliques(nn.Module):
         ]
         independent = torch.block_diag(*[between] * channels)
         return GaussianPatches(shape, independent, self.mean.expand(n).clone(), channels=channels)
-
-    def _noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-        z = torch.randn(
-            shape, generator=generator, device=generator.device, dtype=self.power_spectrum.dtype
-        )
-        return z.to(self.power_spectrum.device)
 
     def _check(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """The door: sigma as (B, 1, 1, 1), or an error that says what to do."""

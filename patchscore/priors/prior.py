@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from patchscore.errors import InputError
+from patchscore.noise import noise_levels
 from patchscore.priors.assembly import (
     center_score,
     kikuchi_energy,
@@ -30,7 +31,7 @@ from patchscore.priors.assembly import (
     kikuchi_score,
     partition_score,
 )
-from patchscore.priors.cliques import Clique, Potential, noise_levels
+from patchscore.priors.cliques import Clique, Potential
 from patchscore.priors.empirical import EmpiricalPatches
 from patchscore.priors.experts import StudentT, TotalVariation
 from patchscore.priors.gaussian import GaussianPatches
@@ -123,8 +124,10 @@ class PatchPrior(nn.Module):
 
     @property
     def has_potential(self) -> bool:
-        """Whether the score is the gradient of a known log density."""
-        return isinstance(self.network, Potential)
+        """Whether the score is the gradient of a known log density, so that there is a log_prob."""
+        gradient = self.assembly not in ("center", "partition")
+        gradient &= (self.assembly, self.boundary) != ("mean", "open")
+        return gradient and isinstance(self.network, Potential)
 
     @property
     def scale_invariant(self) -> bool:

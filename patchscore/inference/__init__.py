@@ -1,0 +1,1 @@
+"""From a measurement to images: posteriors, estimates, samples, and how far they can be trusted."""
