@@ -19,8 +19,8 @@ from benchmarks.data import gray_images
 from benchmarks.quality import DATA_RANGE, Method, averages, measure
 from patchscore import __version__
 from patchscore.errors import InputError
+from patchscore.evaluation.epll import epll
 from patchscore.learning.mixture import MixtureFit, fit_mixture
-from patchscore.priors.epll import epll
 from patchscore.priors.mixture import GaussianMixture
 from patchscore.priors.prior import PatchPrior
 

@@ -2,6 +2,7 @@
 
 from patchscore.denoising import denoise
 from patchscore.errors import InputError
+from patchscore.evaluation.epll import epll
 from patchscore.inference.diffusion import sample_denoised
 from patchscore.inference.langevin import langevin
 from patchscore.inference.optimize import map_estimate
@@ -11,7 +12,6 @@ from patchscore.learning.history import History
 from patchscore.learning.mixture import fit_mixture
 from patchscore.learning.weight import fit_score_weight
 from patchscore.priors.empirical import EmpiricalPatches
-from patchscore.priors.epll import epll
 from patchscore.priors.experts import StudentT, TotalVariation
 from patchscore.priors.gaussian import GaussianCliques, GaussianPatches
 from patchscore.priors.mixture import GaussianMixture

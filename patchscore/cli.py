@@ -16,7 +16,7 @@ from tqdm import tqdm
 import patchscore
 from patchscore.denoising import denoise, estimated_sigma
 from patchscore.errors import InputError
-from patchscore.files import check_writable, image_files, read_image, write_image
+from patchscore.files import ImageFile, check_writable, image_files, read_image, write_image
 from patchscore.images import numeric_array, training_images
 from patchscore.learning.fit import fit
 from patchscore.noise import check_noise_level
@@ -69,6 +69,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME|FILE",
         help=f"a prior file, or one of: {', '.join(bundled_priors())} (default: %(default)s)",
     )
+    clean.add_argument(
+        "--std",
+        metavar="OUT",
+        type=Path,
+        help="also write the posterior standard deviation of every pixel: TIFF or NPY, or a folder",
+    )
+    clean.add_argument(
+        "--samples", type=int, help="posterior samples behind the standard deviation (default: 16)"
+    )
+    clean.add_argument("--seed", type=int, default=0, help="of the samples (default: %(default)s)")
     _add_device(clean)
     clean.set_defaults(run=_denoise)
 
@@ -128,26 +138,28 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 def _denoise(options: argparse.Namespace) -> int:
     if options.sigma is not None:
         check_noise_level(options.sigma)
+    if options.samples is not None and options.std is None:
+        raise InputError(
+            "--samples is for the standard deviation; say where to write it with --std OUT."
+        )
     prior = load_prior(options.prior, options.device)
     if not options.input.is_dir():
-        _denoise_file(options.input, options.output, options.sigma, prior)
+        _denoise_file(options.input, options.output, options.std, prior, options)
         return 0
-    if options.output.exists() and not options.output.is_dir():
-        raise InputError(
-            f"{options.input} is a folder, so OUT must be one too; {options.output} is a file."
-        )
-    if options.output.resolve() == options.input.resolve():
-        raise InputError(
-            f"OUT is IN ({options.input}): the originals would be lost; give another folder."
-        )
     paths = image_files(options.input)
-    options.output.mkdir(parents=True, exist_ok=True)
+    for folder in filter(None, (options.output, options.std)):
+        _check_folder(folder, options.input)
+    if options.std is not None and options.std.resolve() == options.output.resolve():
+        raise InputError(f"--std OUT is OUT ({options.std}); give another folder.")
+    for folder in filter(None, (options.output, options.std)):
+        folder.mkdir(parents=True, exist_ok=True)
     failures = []
     with tqdm(paths, unit="image") as bar:
         for path in bar:
             bar.set_postfix_str(path.name)
+            std = options.std and options.std / f"{path.stem}.tif"
             try:
-                _denoise_file(path, options.output / path.name, options.sigma, prior)
+                _denoise_file(path, options.output / path.name, std, prior, options)
             except InputError as error:
                 failures.append(str(error))
     for failure in failures:
@@ -159,16 +171,42 @@ def _denoise(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _denoise_file(source: Path, target: Path, sigma: float | None, prior: PatchPrior) -> None:
-    if target.exists() and target.samefile(source):
-        raise InputError(f"OUT is IN ({source}): the original would be lost; give another name.")
+def _check_folder(folder: Path, source: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{source} is a folder, so OUT must be one too; {folder} is a file.")
+    if folder.resolve() == source.resolve():
+        raise InputError(f"OUT is IN ({source}): the originals would be lost; give another folder.")
+
+
+def _denoise_file(
+    source: Path, target: Path, std: Path | None, prior: PatchPrior, options: argparse.Namespace
+) -> None:
+    for path in filter(None, (target, std)):
+        if path.exists() and path.samefile(source):
+            raise InputError(f"OUT is IN ({source}): the original would be lost; give another name.")
     image = read_image(source)
     check_writable(target, image, dtype=image.pixels.dtype)
+    plain = ImageFile(image.pixels)
+    if std is not None:
+        check_writable(std, plain, dtype=np.float32)
     channel_axis = None if image.pixels.ndim == 2 else -1
+    sigma = options.sigma
     if sigma is None:
         sigma = estimated_sigma(numeric_array(image.pixels, name=source.name), channel_axis) or None
         tqdm.write(f"{source.name}: estimated noise level {sigma or 0:.3g}")
-    estimate = denoise(image.pixels, sigma, prior=prior, channel_axis=channel_axis)
+    if std is None:
+        estimate = denoise(image.pixels, sigma, prior=prior, channel_axis=channel_axis)
+    else:
+        estimate, deviation = denoise(
+            image.pixels,
+            sigma,
+            prior=prior,
+            channel_axis=channel_axis,
+            return_std=True,
+            samples=options.samples or 16,
+            generator=torch.Generator().manual_seed(options.seed),
+        )
+        write_image(std, plain._replace(pixels=deviation), dtype=np.float32)
     write_image(target, image._replace(pixels=estimate), dtype=image.pixels.dtype)
 
 

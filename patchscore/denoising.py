@@ -3,6 +3,9 @@
 The estimate is the posterior mean E[clean | noisy = y], in one step (Tweedie's formula):
 
     x = y + sigma^2 s(y, sigma)
+
+and how sure one can be of it, the posterior standard deviation of every pixel, is that of samples drawn
+by the reverse diffusion (:mod:`patchscore.inference.diffusion`).
 """
 
 from __future__ import annotations
@@ -10,16 +13,45 @@ from __future__ import annotations
 import copy
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from patchscore.errors import InputError
 from patchscore.images import numeric_array
+from patchscore.inference.diffusion import sample_denoised
 from patchscore.noise import check_noise_level
 from patchscore.priors.prior import PatchPrior
 from patchscore.priors.zoo import find_device, load_prior
+
+
+@overload
+def denoise(
+    image: Any,
+    sigma: float | None = None,
+    *,
+    prior: str | Path | PatchPrior = ...,
+    channel_axis: int | None = ...,
+    device: str | torch.device = ...,
+    return_std: Literal[False] = ...,
+) -> np.ndarray: ...
+
+
+@overload
+def denoise(
+    image: Any,
+    sigma: float | None = None,
+    *,
+    prior: str | Path | PatchPrior = ...,
+    channel_axis: int | None = ...,
+    device: str | torch.device = ...,
+    return_std: Literal[True],
+    samples: int = ...,
+    generator: torch.Generator | None = ...,
+    progress: bool = ...,
+) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 def denoise(
@@ -29,7 +61,11 @@ def denoise(
     prior: str | Path | PatchPrior = "natural-gray",
     channel_axis: int | None = None,
     device: str | torch.device = "auto",
-) -> np.ndarray:
+    return_std: bool = False,
+    samples: int = 16,
+    generator: torch.Generator | None = None,
+    progress: bool = True,
+) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
     """Remove white Gaussian noise of standard deviation ``sigma`` from an image.
 
     Parameters
@@ -48,12 +84,24 @@ def denoise(
         itself.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"``, ... A :class:`PatchPrior` stays where it is on ``"auto"``.
+    return_std
+        Whether to return the posterior standard deviation of every pixel as well. It takes about 40
+        times as long as the estimate for each of the samples.
+    samples
+        Posterior samples that the standard deviation is taken of: known to 1 / sqrt(2 (samples - 1)) of
+        itself at each pixel, 18 % for 16.
+    generator
+        Of the samples; seed 0 if not given.
+    progress
+        Whether a progress bar is shown while samples are drawn.
 
     Returns
     -------
-    ndarray
+    estimate : ndarray
         The one-step estimate in the same shape and unit: float32 for float16 and float32 images,
         else float64. Computed in tiles: memory grows with the image, not with image times patch.
+    std : ndarray
+        Only with ``return_std``: of the true image about the estimate, in the same shape and unit.
 
     Raises
     ------
@@ -71,6 +119,8 @@ def denoise(
     channels = _channels_first(array, channel_axis)
     if sigma is not None:
         check_noise_level(sigma)
+    if return_std and not (isinstance(samples, int) and samples > 1):
+        raise InputError(f"samples is {samples!r}; a standard deviation needs two or more.")
     sigma = estimated_sigma(array, channel_axis) if sigma is None else float(sigma)
     prior = _on_device(prior, device)
     network = prior.network
@@ -92,7 +142,7 @@ def denoise(
             "is noise in it.",
             stacklevel=2,
         )
-        return array.astype(dtype)
+        return (array.astype(dtype), np.zeros_like(array, dtype)) if return_std else array.astype(dtype)
 
     # By the invariances this changes nothing but rounding: float32 then serves for any unit.
     offset = channels.mean(dtype=np.float64) if network.brightness_invariant else 0.0
@@ -100,10 +150,21 @@ def denoise(
     scaled = ((channels.astype(np.float64) - offset) / unit).astype(np.float32)
     y = torch.from_numpy(scaled).to(network.like)
     y = y[:, None] if network.channels == 1 else y[None]
+
+    def in_unit_of_image(x: Tensor, offset: float) -> np.ndarray:
+        values = x.reshape(channels.shape).cpu().numpy().astype(np.float64) * unit + offset
+        values = values.astype(dtype)
+        return values[0] if channel_axis is None else np.moveaxis(values, 0, channel_axis)
+
     with torch.inference_mode():
-        x = prior.denoise(y, sigma / unit)
-    estimate = (x.reshape(channels.shape).cpu().numpy().astype(np.float64) * unit + offset).astype(dtype)
-    return estimate[0] if channel_axis is None else np.moveaxis(estimate, 0, channel_axis)
+        estimate = in_unit_of_image(prior.denoise(y, sigma / unit), offset)
+    if not return_std:
+        return estimate
+    generator = generator or torch.Generator().manual_seed(0)
+    chain = sample_denoised(
+        prior, y, sigma / unit, samples, keep="moments", generator=generator, progress=progress
+    )
+    return estimate, in_unit_of_image(chain.std, 0.0)
 
 
 def estimated_sigma(array: np.ndarray, channel_axis: int | None = None) -> float:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import patchscore as ps
@@ -166,3 +167,45 @@ def test_bad_commands_are_told_and_leave_nothing(
     assert error.startswith("patchscore: ")
     assert message in error
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_the_standard_deviation_is_written_beside(noisy: np.ndarray, tmp_path: Path) -> None:
+    source = tmp_path / "noisy.png"
+    Image.fromarray(noisy[:32, :32]).save(source)
+    command = ["denoise", str(source), str(tmp_path / "clean.png"), "--sigma", "20", "--samples", "2"]
+    assert main([*command, "--std", str(tmp_path / "std.tif"), "--seed", "4"]) == 0
+    written = read_image(tmp_path / "std.tif").pixels
+    _, expected = ps.denoise(
+        noisy[:32, :32], 20, return_std=True, samples=2, progress=False,
+        generator=torch.Generator().manual_seed(4),
+    )  # fmt: skip
+    assert written.dtype == np.float32
+    np.testing.assert_allclose(written, expected, rtol=1e-4)
+
+
+def test_a_folder_gets_a_folder_of_standard_deviations(noisy: np.ndarray, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        Image.fromarray(noisy[:24, :24]).save(tmp_path / "in" / f"{name}.png")
+    paths = [str(tmp_path / name) for name in ("in", "out", "std")]
+    assert main(["denoise", *paths[:2], "--sigma", "20", "--samples", "2", "--std", paths[2]]) == 0
+    assert sorted(path.name for path in (tmp_path / "std").iterdir()) == ["a.tif", "b.tif"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--samples", "4"], "--std OUT"),
+        (["--std", "std.png"], "cannot hold"),
+        (["--std", "noisy.png"], "OUT is IN"),
+    ],
+)
+def test_bad_uses_of_the_standard_deviation_are_refused(
+    arguments: list[str], words: str, noisy: np.ndarray, tmp_path: Path,
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(noisy).save("noisy.png")
+    assert main(["denoise", "noisy.png", "clean.png", "--sigma", "20", *arguments]) == 2
+    assert words in capfd.readouterr().err
+    assert not Path("clean.png").exists()

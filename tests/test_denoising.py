@@ -182,3 +182,42 @@ def test_unknown_priors_and_devices_are_refused(noisy: np.ndarray) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ps.InputError, match=r"device 'cuda' cannot be used .* devices found: 0"):
             ps.denoise(noisy, SIGMA, device="cuda")
+
+
+def test_the_standard_deviation_is_that_of_posterior_samples(
+    noisy: np.ndarray, prior: ps.PatchPrior
+) -> None:
+    estimate, std = ps.denoise(
+        noisy, SIGMA, prior=prior, return_std=True, samples=5,
+        generator=torch.Generator().manual_seed(3), progress=False,
+    )  # fmt: skip
+    np.testing.assert_array_equal(estimate, ps.denoise(noisy, SIGMA, prior=prior))
+    chain = ps.sample_denoised(
+        prior, torch.from_numpy(noisy)[None, None], SIGMA, 5,
+        generator=torch.Generator().manual_seed(3), progress=False,
+    )  # fmt: skip
+    expected = chain.samples.std(0)[0, 0].numpy()
+    np.testing.assert_allclose(std, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_standard_deviation_has_the_shape_and_unit_of_a_colour_image(
+    noisy: np.ndarray, prior: ps.PatchPrior
+) -> None:
+    image = np.stack([noisy, noisy[::-1], noisy], 0)[:, :30, :20]
+    settings = {"prior": prior, "channel_axis": 0, "return_std": True, "samples": 3, "progress": False}
+    _, std = ps.denoise(image, SIGMA, **settings)
+    _, scaled = ps.denoise(10 * image + 3, 10 * SIGMA, **settings)
+    assert std.shape == image.shape
+    np.testing.assert_allclose(scaled, 10 * std, rtol=1e-3)
+
+
+def test_one_sample_has_no_standard_deviation(noisy: np.ndarray) -> None:
+    with pytest.raises(ps.InputError, match="two or more"):
+        ps.denoise(noisy, SIGMA, return_std=True, samples=1)
+
+
+def test_without_noise_there_is_no_doubt() -> None:
+    with pytest.warns(UserWarning, match="noise level is zero"):
+        estimate, std = ps.denoise(np.full((32, 32), 7.0), return_std=True)
+    assert np.all(estimate == 7.0)
+    assert np.all(std == 0.0)

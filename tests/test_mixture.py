@@ -9,9 +9,9 @@ import torch
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from patchscore.errors import InputError
+from patchscore.evaluation.epll import epll
 from patchscore.learning.mixture import fit_mixture
 from patchscore.priors.empirical import EmpiricalPatches
-from patchscore.priors.epll import epll
 from patchscore.priors.experts import StudentT, TotalVariation
 from patchscore.priors.gaussian import GaussianCliques, GaussianPatches
 from patchscore.priors.mixture import GaussianMixture

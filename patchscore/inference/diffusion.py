@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ from patchscore.errors import InputError
 from patchscore.inference.chain import Chain, Keep, Recorder
 from patchscore.inference.langevin import UNADJUSTED, langevin_step
 from patchscore.inference.posterior import ScoreModel, curvature_bound
-from patchscore.noise import check_noise_level, geometric_levels, noise_levels, standard_normal
+from patchscore.noise import check_noise_level, noise_levels, noise_schedule, standard_normal
 
 Order = Literal[1, 2]
 LEVELS = 20
@@ -82,7 +82,9 @@ def sample_denoised(
     sigma
         Their noise level: a number, () or (B,), in the same unit.
     levels
-        Steps, equal in log sigma.
+        Steps, equal in the cube root of sigma. On a Gaussian the variance of the samples is 12 % too
+        small with 10 of the second order, 4 % with 20 and 1 % with 40; of the first order, 37, 21 and 11
+        %.
     order
         1 (Euler, one evaluation of the prior a step) or 2 (Heun, two).
     generator, keep, progress
@@ -107,9 +109,9 @@ def sample_denoised(
     prior, and they need not be those of one and the same density of clean images.
     """
     sigma = noise_levels(sigma, y)
-    _check(levels=levels, n=n)
+    _check(order, levels=levels, n=n)
     recorder = Recorder(y, n, keep, generator, resume)
-    fractions = geometric_levels(1, LAST_LEVEL, levels + 1)
+    fractions = noise_schedule(1, LAST_LEVEL, levels + 1)
     limit = PIXELS_CPU if y.device.type == "cpu" else PIXELS_GPU
     together = max(1, limit // y.numel())
     evaluations = 0
@@ -177,7 +179,7 @@ def predictor_corrector(
     """
     for sigma in sigmas:
         check_noise_level(sigma)
-    _check(levels=len(sigmas) - 1)
+    _check(order, levels=len(sigmas) - 1)
     recorder = Recorder(x0, 1, "samples", generator, None)
     x = x0 + sigmas[0] * standard_normal(x0, generator)
     evaluations = 0
@@ -229,7 +231,9 @@ def _denoised(model: ScoreModel, x: Tensor, sigma: Tensor) -> Tensor:
     return x + sigma[:, None, None, None] ** 2 * model.score(x, sigma)
 
 
-def _check(**counts: int) -> None:
+def _check(order: int, **counts: int) -> None:
+    if order not in get_args(Order):
+        raise InputError(f"order is {order!r}; choose one of {get_args(Order)}.")
     for name, value in counts.items():
         if not (isinstance(value, int) and value > 0):
             raise InputError(f"{name} is {value!r}; expected a positive whole number.")

@@ -10,7 +10,8 @@ and each is drawn given the other:
     z | x       the clean image behind x at the noise level rho, by the reverse diffusion
 
 The draws of z are those of the posterior p(z) N(y; A z, noise_std^2 I + rho^2 A A'), so rho is all that
-they differ by from p(z | y).
+they differ by from p(z | y). For the identity and for masks nothing differs if rho^2 is
+taken out of the variance of the noise beforehand.
 
 References: Vono, Dobigeon and Chainais, "Split-and-Augmented Gibbs Sampler", IEEE TSP 67 (2019),
 algorithm 1; Xu and Chi, "Provably Robust Score-Based Diffusion Posterior Sampling for Plug-and-Play
@@ -26,7 +27,7 @@ from patchscore.errors import InputError
 from patchscore.inference.chain import Chain, Keep, Recorder
 from patchscore.inference.diffusion import LAST_LEVEL, Order, denoised_path
 from patchscore.inference.posterior import Posterior
-from patchscore.noise import check_noise_level, geometric_levels
+from patchscore.noise import check_noise_level, noise_schedule
 
 
 @torch.no_grad()
@@ -77,7 +78,7 @@ def split_gibbs(
         raise InputError(f"burn_in is {burn_in} of {steps} steps; expected fewer than all of them.")
     recorder = Recorder(x0, steps - burn_in, keep, generator, resume)
     z = x0 if resume is None else resume.state.to(x0)
-    sigmas = [z.new_full((len(z),), s) for s in geometric_levels(rho, rho * LAST_LEVEL, levels + 1)]
+    sigmas = [z.new_full((len(z),), s) for s in noise_schedule(rho, rho * LAST_LEVEL, levels + 1)]
 
     def step(k: int) -> int:
         nonlocal z

@@ -254,8 +254,8 @@ class _Walk:
         if k >= self.burn_in:
             self.accepted = self.accepted + taken
         elif self.tuned:
-            # Robbins and Monro (1951): the gain falls, so the step settles.
-            gain = (k + 1) ** -0.6
+            # Robbins and Monro (1951); the gain falls slowly, for a walk that has still to arrive.
+            gain = 1 - k / self.burn_in
             self.step_size = self.step_size * (gain * (probability - OPTIMAL_ACCEPTANCE)).exp()
 
 

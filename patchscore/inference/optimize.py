@@ -47,11 +47,14 @@ class Solution(NamedTuple):
     ----------
     x : (B, C, H, W) the estimate
     objective
-        (steps + 1, B): log p_sigma(x | y) at the start and after every step, up to a constant that
-        depends on sigma; NaN without a potential.
-    residual : (steps + 1, B) what was driven to zero: |sigma s(x)| / sqrt(pixels), or the change in
-    splitting sigmas : (steps + 1,) the noise level of the prior at each reason : why it stopped
-    evaluations : of the prior, each of the whole batch seconds : wall-clock time
+        (rows, B): log p_sigma(x | y) at the start of every noise level and after every step, up to a
+        constant that depends on sigma; NaN without a potential.
+    residual
+        (rows, B): what was driven to zero, |sigma s(x)| / sqrt(pixels), or the change of x in splitting.
+    sigmas : (rows,), the noise level of the prior
+    reason : why it stopped
+    evaluations : of the prior, each of the whole batch
+    seconds : wall-clock time
     """
 
     x: Tensor
@@ -112,6 +115,7 @@ def map_estimate(
     images blurred by sigma: as sigma falls below its training range, its maximum means less and less.
     """
     sigmas = _levels(sigma)
+    _check(tolerance, max_steps)
     objective, residual, levels = [], [], []
     evaluations, reason = 0, ""
     start = time.perf_counter()
@@ -216,11 +220,18 @@ def _levels(sigma: float | Sequence[float]) -> list[float]:
     levels = [float(s) for s in (sigma if isinstance(sigma, Sequence) else [sigma])]
     if not levels or not all(0 < level < math.inf for level in levels):
         raise InputError(
-            f"sigma is {sigma}; expected one positive noise level, or several from large to small."
+            f"sigma is {sigma}; expected a positive noise level, or several from large to small."
         )
     if any(b > a for a, b in pairwise(levels)):
         raise InputError(f"the noise levels {levels} rise; anneal from large to small.")
     return levels
+
+
+def _check(tolerance: float, max_steps: int) -> None:
+    if not 0 <= tolerance < math.inf:
+        raise InputError(f"tolerance is {tolerance}; expected at least zero.")
+    if not (isinstance(max_steps, int) and max_steps > 0):
+        raise InputError(f"max_steps is {max_steps!r}; expected a positive whole number.")
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -77,6 +77,8 @@ def half_quadratic_splitting(
     Fails as the maximiser of anything: only for a fixed rho, and a denoiser that is a maximum, is it
     one. Its residual is the change of x in units of rho.
     """
+    if not sigmas:
+        raise InputError("sigmas is empty; give the noise level of every step, from large to small.")
     for sigma in sigmas:
         check_noise_level(sigma)
     x, residual = x0, [[math.nan] * len(x0)]

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from patchscore.errors import InputError
+from patchscore.inference.posterior import GaussianLikelihood, Identity
+from patchscore.inference.splitting import half_quadratic_splitting
 from patchscore.noise import noise_levels
 from patchscore.priors.mixture import GaussianMixture
 from patchscore.priors.patches import PatchGrid
@@ -38,9 +40,10 @@ def epll(
 
         x = (y + multiple a) / (1 + multiple)
 
-    As in the code of Zoran and Weiss, only patches inside the image are taken, pixels near the border
-    have the average of the fewer patches that they are in, and a patch is restored by the one component
-    that is most probable under the noise of variance 1 / b.
+    which is :func:`~patchscore.inference.splitting.half_quadratic_splitting` at rho = sigma /
+    multiple^(1/2). As in the code of Zoran and Weiss, only patches inside the image are taken, pixels
+    near the border have the average of the fewer patches that they are in, and a patch is restored by
+    the one component that is most probable under the noise of variance 1 / b.
 
     Parameters
     ----------
@@ -77,11 +80,16 @@ def epll(
         )
     if min(multiples, default=0) <= 0:
         raise InputError(f"multiples are {tuple(multiples)}; expected some positive numbers.")
-    levels = noise_levels(sigma, noisy)
     grid = PatchGrid(noisy.shape[-2:], mixture.patch_shape, "open")
     overlap = grid.overlap(noisy)
-    x = noisy
-    for multiple in multiples:
-        average = grid.apply(x, levels / multiple**0.5, mixture.map_denoise) / overlap
-        x = (noisy + multiple * average) / (1 + multiple)
-    return x
+
+    def average(x: Tensor, rho: float) -> Tensor:
+        return grid.apply(x, x.new_full((len(x),), rho), mixture.map_denoise) / overlap
+
+    def restored(y: Tensor, level: float) -> Tensor:
+        likelihood = GaussianLikelihood(y, Identity(), level)
+        rhos = [level / multiple**0.5 for multiple in multiples]
+        return half_quadratic_splitting(average, likelihood, y, sigmas=rhos, progress=False).x
+
+    levels = noise_levels(sigma, noisy).tolist()
+    return torch.cat([restored(y[None], level) for y, level in zip(noisy, levels, strict=True)])
