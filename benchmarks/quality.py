@@ -208,7 +208,7 @@ def _method(name: str, prior: str) -> Method:
             loaded = load_prior(prior)
             return Method(
                 name,
-                f"patchscore {__version__} prior {_prior_digest(loaded)}",
+                f"patchscore {__version__} prior {prior_digest(loaded)}",
                 "one-step",
                 lambda noisy, sigma, clean: denoise(noisy, sigma, prior=loaded),
             )
@@ -228,7 +228,7 @@ def _method(name: str, prior: str) -> Method:
             raise InputError(f"there is no method {name!r}; choose among {', '.join(METHODS)}.")
 
 
-def _prior_digest(prior: PatchPrior) -> str:
+def prior_digest(prior: PatchPrior) -> str:
     """Tell priors apart by what they compute: the network, its weights and how it is assembled."""
     settings = [type(prior.network).__name__, prior.network.settings(), prior.assembly, prior.boundary]
     weights = {name: tensor.cpu().contiguous() for name, tensor in prior.state_dict().items()}

@@ -73,7 +73,7 @@ def split_gibbs(
     are not measured move by the prior alone.
     """
     check_noise_level(rho)
-    burn_in = steps // 4 if burn_in is None else burn_in
+    burn_in = steps // 2 if burn_in is None else burn_in
     if not 0 <= burn_in < steps:
         raise InputError(f"burn_in is {burn_in} of {steps} steps; expected fewer than all of them.")
     recorder = Recorder(x0, steps - burn_in, keep, generator, resume)

@@ -74,7 +74,7 @@ def langevin(
     steps
         To make in all, burn-in included.
     burn_in
-        Steps that are not recorded; a quarter of all if not given.
+        Steps that are not recorded; half of all if not given.
     step_size
         h, in the squared unit of the image. If not given, 0.1 / L with the measured curvature L at x0;
         with Metropolis' correction it then starts at 1.36 d^(-1/3) / L for d pixels and is tuned during
@@ -107,7 +107,7 @@ def langevin(
     10^7, which the correction needs to be below one.
     """
     check_noise_level(sigma)
-    burn_in = steps // 4 if burn_in is None else burn_in
+    burn_in = steps // 2 if burn_in is None else burn_in
     _check(steps, burn_in, thin, step_size)
     density = require_potential(posterior, "metropolis=True") if metropolis else None
     recorder = Recorder(x0, (steps - burn_in) // thin, keep, generator, resume)
