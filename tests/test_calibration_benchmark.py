@@ -1,0 +1,72 @@
+"""The benchmark of calibration: its arithmetic, and that it goes on where it was stopped."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage.data import camera
+
+from benchmarks import calibration
+
+
+def row(image: str, tweedie: float, mean: float, error: float, variance: float, share: float):
+    return calibration.Row(
+        image, 25.0, 20, 2, 64, 0, "digest", tweedie, mean, error, variance, share, 1.0
+    )
+
+
+def test_equal_error_and_variance_cost_three_decibels() -> None:
+    rows = [row("a", 28.0, 28.1, 80.0, 120.0, 0.85), row("b", 30.0, 29.8, 120.0, 80.0, 0.95)]
+    told = calibration.summary(rows)
+    assert "costs 3.01 dB" in told
+    assert "hold 90.0 % (85.0 to 95.0)" in told
+    assert "-0.05 dB (-0.20 to +0.10)" in told
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / calibration.SET).mkdir()
+    for k in range(8):
+        part = camera()[10 * k : 10 * k + 100, 200:304]
+        Image.fromarray(part).save(tmp_path / calibration.SET / f"{k}.png")
+    monkeypatch.setenv("PATCHSCORE_DATA", str(tmp_path))
+    monkeypatch.setattr(calibration, "SIDE", 32)
+    out = tmp_path / "calibration.csv"
+    options = ["--samples", "19", "--levels", "2", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["calibration", *options])
+    return out
+
+
+def test_a_run_that_was_stopped_goes_on(command: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure, done = calibration.measure, []
+
+    def once(*arguments: object) -> calibration.Row:
+        if done:
+            raise KeyboardInterrupt
+        done.append(measure(*arguments))
+        return done[0]
+
+    monkeypatch.setattr(calibration, "measure", once)
+    with pytest.raises(KeyboardInterrupt):
+        calibration.main()
+    assert calibration.read_rows(command) == done  # every EVERY-th image: the first and the eighth
+    again = []
+    monkeypatch.setattr(
+        calibration, "measure", lambda *arguments: again.append(measure(*arguments)) or again[-1]
+    )
+    calibration.main()
+    assert [r.image for r in again] == ["7"]
+    assert calibration.read_rows(command) == sorted(done + again)
+
+
+def test_the_error_of_the_mean_is_freed_of_its_noise(command: Path) -> None:
+    """|mean of n - truth|^2 is larger than the error of the posterior mean by v / n."""
+    calibration.main()
+    first = calibration.read_rows(command)[0]
+    of_samples = 255**2 / 10 ** (first.mean_psnr / 10)
+    assert first.error_of_mean == pytest.approx(of_samples - first.variance / 19, rel=1e-3)
+    assert np.isfinite(first.coverage)
