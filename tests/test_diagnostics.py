@@ -74,7 +74,7 @@ def chain_of(samples):
     mean, variance = samples.mean(0), samples.var(0)
     state = torch.Generator().get_state()
     return Chain(
-        samples, mean, variance, len(samples), samples[-1], 0, nothing, nothing, 0, 0.0, "", state
+        samples, mean, variance, len(samples), samples[-1], 0, 0, nothing, nothing, 0, 0.0, "", state
     )
 
 

@@ -25,6 +25,7 @@ def chain(normal):
             draws=n,
             state=samples[-1] if n else zero + 7,
             steps=n,
+            burn_in=0,
             step_size=torch.full((2,), math.nan),
             acceptance=torch.full((2,), acceptance),
             evaluations=1234,

@@ -286,3 +286,14 @@ def test_bad_settings_are_refused_before_work(case: str, normal) -> None:
 def test_moments_need_no_memory_for_samples(normal) -> None:
     x0 = normal(1, 1, 4, 4)
     assert math.isfinite(walk(x0, 30, keep="moments").std.mean())
+
+
+def test_going_on_does_not_move_the_burn_in(normal) -> None:
+    x0 = normal(2, 1, 4, 4)
+    first = walk(x0, 20, burn_in=None, metropolis=True)
+    longer = walk(x0, 60, burn_in=None, metropolis=True, resume=first)
+    assert (first.burn_in, first.draws) == (10, 10)
+    assert (longer.burn_in, longer.draws, longer.steps) == (10, 50, 60)
+    taken = (longer.samples[1:] != longer.samples[:-1]).any(-1).any(-1).any(-1)
+    # The first draw may or may not be a step that was taken.
+    assert bool(((longer.acceptance * 50 - taken.sum(0)).round().abs() <= 1).all())

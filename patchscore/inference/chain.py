@@ -44,6 +44,7 @@ class Chain(NamedTuple):
     state
         (B, C, H, W): where a chain stands, to go on from.
     steps : that the sampler has made, burn-in included
+    burn_in : steps that were not recorded
     step_size : (B,), h of a Langevin step; NaN for samplers that have none
     acceptance
         (B,): the share of proposals taken since the burn-in; NaN where everything is.
@@ -59,6 +60,7 @@ class Chain(NamedTuple):
     draws: int
     state: Tensor
     steps: int
+    burn_in: int
     step_size: Tensor
     acceptance: Tensor
     evaluations: int
@@ -109,8 +111,7 @@ class Recorder:
     ) -> None:
         if keep not in get_args(Keep):
             raise InputError(f"keep is {keep!r}; choose one of {get_args(Keep)}.")
-        if keep == "samples":
-            check_memory(like, draws)
+        self.size = check_memory(like, draws) if keep == "samples" else 2 * like.nbytes
         if resume is None:
             resume = _beginning(like, keep, generator)
         _check_resumable(resume, like, keep)
@@ -146,7 +147,8 @@ class Recorder:
         """
         done = self.first
         try:
-            with tqdm(initial=done, total=last, unit=unit, disable=not progress) as bar:
+            label = f"{self.size / 1e6:.3g} MB"
+            with tqdm(desc=label, initial=done, total=last, unit=unit, disable=not progress) as bar:
                 while done < last:
                     made = step(done)
                     done, self.generator_state = done + made, self.generator.get_state()
@@ -162,6 +164,7 @@ class Recorder:
         evaluations: int,
         reason: str,
         *,
+        burn_in: int = 0,
         step_size: Tensor | None = None,
         acceptance: Tensor | None = None,
     ) -> Chain:
@@ -177,6 +180,7 @@ class Recorder:
             draws=self.count,
             state=state,
             steps=steps,
+            burn_in=burn_in,
             step_size=none if step_size is None else step_size,
             acceptance=none if acceptance is None else acceptance,
             evaluations=self.evaluations_before + evaluations,
@@ -186,9 +190,9 @@ class Recorder:
         )
 
 
-def check_memory(like: Tensor, draws: int) -> None:
-    """Raise :class:`InputError` if that many draws do not fit in memory, and say how many do."""
-    each = like.numel() * like.element_size()
+def check_memory(like: Tensor, draws: int) -> int:
+    """The bytes that draws take; :class:`InputError` if they do not fit, with how many do."""
+    each = like.nbytes
     free = free_bytes(like.device)
     if free is not None and draws * each > SHARE_OF_MEMORY * free:
         raise InputError(
@@ -196,6 +200,7 @@ def check_memory(like: Tensor, draws: int) -> None:
             f"{free / 1e9:.3g} GB are free: {int(SHARE_OF_MEMORY * free // each)} fit. Ask for fewer, "
             'thin the chain, or use keep="moments" for the running mean and variance alone.'
         )
+    return draws * each
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -212,7 +217,7 @@ def _beginning(like: Tensor, keep: Keep, generator: torch.Generator) -> Chain:
     """The chain of no steps."""
     zero, none = torch.zeros_like(like), like.new_full((len(like),), math.nan)
     samples = None if keep == "moments" else like.new_empty(0, *like.shape)
-    return Chain(samples, zero, zero, 0, like, 0, none, none, 0, 0.0, "", generator.get_state())
+    return Chain(samples, zero, zero, 0, like, 0, 0, none, none, 0, 0.0, "", generator.get_state())
 
 
 def _check_resumable(chain: Chain, like: Tensor, keep: Keep) -> None:

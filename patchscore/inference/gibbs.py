@@ -73,7 +73,8 @@ def split_gibbs(
     are not measured move by the prior alone.
     """
     check_noise_level(rho)
-    burn_in = steps // 2 if burn_in is None else burn_in
+    if burn_in is None:
+        burn_in = steps // 2 if resume is None else resume.burn_in
     if not 0 <= burn_in < steps:
         raise InputError(f"burn_in is {burn_in} of {steps} steps; expected fewer than all of them.")
     recorder = Recorder(x0, steps - burn_in, keep, generator, resume)
@@ -89,4 +90,5 @@ def split_gibbs(
         return 1
 
     done, reason = recorder.repeat(step, steps, unit="step", progress=progress)
-    return recorder.chain(z, done, (done - recorder.first) * (order * levels + 1), reason)
+    evaluations = (done - recorder.first) * (order * levels + 1)
+    return recorder.chain(z, done, evaluations, reason, burn_in=burn_in)

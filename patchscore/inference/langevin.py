@@ -74,7 +74,7 @@ def langevin(
     steps
         To make in all, burn-in included.
     burn_in
-        Steps that are not recorded; half of all if not given.
+        Steps that are not recorded; if not given half of all, or what it was in the chain to go on from.
     step_size
         h, in the squared unit of the image. If not given, 0.1 / L with the measured curvature L at x0;
         with Metropolis' correction it then starts at 1.36 d^(-1/3) / L for d pixels and is tuned during
@@ -107,7 +107,8 @@ def langevin(
     10^7, which the correction needs to be below one.
     """
     check_noise_level(sigma)
-    burn_in = steps // 2 if burn_in is None else burn_in
+    if burn_in is None:
+        burn_in = steps // 2 if resume is None else resume.burn_in
     _check(steps, burn_in, thin, step_size)
     density = require_potential(posterior, "metropolis=True") if metropolis else None
     recorder = Recorder(x0, (steps - burn_in) // thin, keep, generator, resume)
@@ -125,6 +126,7 @@ def langevin(
         done,
         walk.evaluations,
         reason,
+        burn_in=burn_in,
         step_size=walk.step_size,
         acceptance=walk.accepted / max(1, done - burn_in) if metropolis else None,
     )
@@ -194,7 +196,7 @@ def annealed_langevin(
 
     last = len(sigmas) * steps_per_level
     done, reason = recorder.repeat(step, last, unit="step", progress=progress)
-    return recorder.chain(x, done, done - recorder.first, reason)
+    return recorder.chain(x, done, done - recorder.first, reason, burn_in=burn_in)
 
 
 class _Walk:
