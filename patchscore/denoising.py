@@ -106,9 +106,8 @@ def denoise(
     Raises
     ------
     InputError
-        Before any work: for an image with NaN or infinite pixels, not numeric, of the wrong shape or
-        smaller than a patch; a noise level that is not one positive number; an unknown prior or
-        device.
+        Before any work: for an image with NaN or infinite pixels, not numeric, or of the wrong shape; a
+        noise level that is not one positive number; an unknown prior or device.
 
     Notes
     -----
@@ -128,12 +127,6 @@ def denoise(
         raise InputError(
             f"the image has {len(channels)} channel(s) and the prior {network.channels}; use a gray "
             "prior (each channel is then denoised by itself) or one for as many channels."
-        )
-    if any(size < side for size, side in zip(channels.shape[1:], network.patch_shape, strict=True)):
-        raise InputError(
-            f"the image is {channels.shape[1]} x {channels.shape[2]} pixels, smaller than one patch of "
-            f"{network.patch_shape[0]} x {network.patch_shape[1]}; use a larger image, or a prior with "
-            "smaller patches."
         )
     dtype = np.float32 if array.dtype in (np.float16, np.float32) else np.float64
     if sigma == 0:

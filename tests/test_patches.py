@@ -210,6 +210,24 @@ def test_a_patch_lists_its_pixels_like_the_kernel_of_a_convolution(normal, error
     assert error(w.flatten(1) @ cut, F.conv2d(x, w).flatten(2)) < 1e-10
 
 
+@pytest.mark.parametrize("boundary", ["symmetric", "periodic"])
+@pytest.mark.parametrize(
+    ("image_shape", "patch_shape"), [((2, 3), (5, 5)), ((1, 4), (4, 7)), ((1, 1), (3, 2))]
+)
+def test_a_patch_may_be_larger_than_the_image(boundary, image_shape, patch_shape, normal, error):
+    """The patches are those of the image repeated (mirrored), and assembling is still the adjoint."""
+    grid = PatchGrid(image_shape, patch_shape, boundary)
+    x, y = normal(2, 1, *image_shape), normal(2, patch_shape[0] * patch_shape[1], 1, seed=1)
+    cut = grid.extract(x)
+    y = y.expand_as(cut)
+    assert error((cut * y).sum(), (x * grid.assemble(y)).sum()) < 1e-10
+    mode = {"symmetric": "symmetric", "periodic": "wrap"}[boundary]
+    before = [side // 2 for side in patch_shape]
+    after = [padded - b - n for padded, b, n in zip(grid.padded_shape, before, image_shape, strict=True)]
+    margins = [(0, 0), (0, 0), *zip(before, after, strict=True)]
+    assert error(grid.pad(x), torch.from_numpy(np.pad(x.numpy(), margins, mode=mode))) < 1e-10
+
+
 @pytest.mark.parametrize("image_shape", [(2, 9), (9, 2)])
 def test_image_smaller_than_a_patch(image_shape):
     message = rf"the image is {image_shape[0]} x {image_shape[1]} pixels, smaller than .* of 3 x 4"

@@ -243,14 +243,19 @@ X = torch.zeros(2, 1, 6, 7)
         (X, torch.tensor([1.0, 0.0]), r"sigma is \[1.0, 0.0\]; a noise level is positive"),
         (X, torch.ones(3), r"sigma has shape \(3,\); expected one number, or one for .* 2 images"),
         (X, torch.ones(2, 1), r"sigma has shape \(2, 1\); expected one number"),
-        (X[:, :, :2], 1.0, r"the image is 2 x 7 pixels, smaller than one patch of 3 x 3"),
-        (X[..., :2], 1.0, r"the image is 6 x 2 pixels, smaller than one patch of 3 x 3"),
     ],
 )
 def test_input_that_cannot_be_used(method, x, sigma, message):
     prior = PatchPrior(energy_network(3))
     with pytest.raises(InputError, match=message):
         getattr(prior, method)(x, sigma)
+
+
+def test_an_open_boundary_needs_a_whole_patch():
+    prior = PatchPrior(energy_network(3), boundary="open")
+    for x in (X[:, :, :2], X[..., :2]):
+        with pytest.raises(InputError, match=r"smaller than one patch of 3 x 3; use a larger image"):
+            prior.score(x, 1.0)
 
 
 def test_log_prob_needs_a_potential():

@@ -52,11 +52,12 @@ class PatchGrid:
     ``"open"``       only patches inside the image: (H - P + 1) x (W - P + 1). Pixels closer than
                      P - 1 to the border belong to fewer cliques.
 
-    In the first two every pixel belongs to P^2 cliques (counting reflected ones).
+    In the first two every pixel belongs to P^2 cliques (counting reflected ones), and an image smaller
+    than a patch is repeated until the patch is full.
 
     Parameters
     ----------
-    image_shape : (H, W), at least as large as the patch
+    image_shape : (H, W), at least as large as the patch if the boundary is open
     patch_shape : (rows, columns) of a patch
     """
 
@@ -65,10 +66,11 @@ class PatchGrid:
     ) -> None:
         if boundary not in get_args(Boundary):
             raise InputError(f"boundary is {boundary!r}; choose one of {get_args(Boundary)}.")
-        if any(size < side for size, side in zip(image_shape, patch_shape, strict=True)):
+        small = any(size < side for size, side in zip(image_shape, patch_shape, strict=True))
+        if boundary == "open" and small:
             raise InputError(
                 f"the image is {_by(image_shape)} pixels, smaller than one patch of "
-                f"{_by(patch_shape)}; use a larger image or a prior with smaller patches."
+                f"{_by(patch_shape)}; use a larger image or another boundary."
             )
         self.image_shape = tuple(image_shape)
         self.patch_shape = tuple(patch_shape)
