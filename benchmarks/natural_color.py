@@ -63,9 +63,9 @@ def main() -> None:
         prior, steps = train(training, options.minutes)
         for name in tqdm(held_out, unit="image"):
             for sigma in SIGMAS:
-                scores = compare(PHOTOGRAPHS[name]().astype(float), sigma, prior, gray)
-                settings = prior_digest(gray), options.minutes, steps, SEED
-                rows.append(Row(name, sigma, *scores, *settings))
+                color, per_channel = compare(PHOTOGRAPHS[name]().astype(float), sigma, prior, gray)
+                digest = prior_digest(gray)
+                rows.append(Row(name, sigma, color, per_channel, digest, options.minutes, steps, SEED))
     write_table(options.out, Row._fields, rows)
     print(summary(rows))
 

@@ -11,6 +11,7 @@ from patchscore.learning.fit import fit
 from patchscore.learning.history import History
 from patchscore.learning.mixture import fit_mixture
 from patchscore.learning.weight import fit_score_weight
+from patchscore.priors.convolutional import ConvEnergy
 from patchscore.priors.empirical import EmpiricalPatches
 from patchscore.priors.experts import StudentT, TotalVariation
 from patchscore.priors.gaussian import GaussianCliques, GaussianPatches
@@ -22,6 +23,7 @@ from patchscore.priors.zoo import bundled_priors, load_prior
 __version__ = "0.1.0"
 
 __all__ = [
+    "ConvEnergy",
     "EmpiricalPatches",
     "GaussianCliques",
     "GaussianLikelihood",

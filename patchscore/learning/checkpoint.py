@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from patchscore.errors import InputError
 from patchscore.priors.cliques import Clique, TrainedOn
@@ -17,7 +18,7 @@ KIND = "patchscore training checkpoint"
 
 
 class TrainingState:
-    """Weights, their moving average, Adam's moments, the generator and the losses so far.
+    """Weights, their moving average, the optimiser's state, the generator and the losses so far.
 
     ``settings`` identify the run: a checkpoint of a run with other settings is refused.
     """
@@ -28,12 +29,13 @@ class TrainingState:
         generator: torch.Generator,
         settings: dict[str, Any],
         total_steps: int,
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] = torch.optim.Adam,
     ) -> None:
         self.network = network
         self.generator = generator
         self.settings = settings
         self.total_steps = total_steps
-        self.optimizer = torch.optim.Adam(network.parameters())
+        self.optimizer = optimizer(network.parameters())
         self.average = {name: p.detach().clone() for name, p in network.named_parameters()}
         self.loss = torch.zeros(total_steps, device=network.like.device)
         self.step = 0
@@ -46,7 +48,7 @@ class TrainingState:
         return self._seconds_before + time.monotonic() - self._started
 
     def update(self, loss: Tensor, learning_rate: float, decay: float) -> None:
-        """One step of Adam, then of the moving average."""
+        """One step of the optimiser, then of the moving average."""
         self.optimizer.param_groups[0]["lr"] = learning_rate
         self.optimizer.zero_grad()
         loss.backward()
@@ -73,7 +75,7 @@ class TrainingState:
         for (name, _), moments in zip(
             self.network.named_parameters(), self.optimizer.state_dict()["state"].values(), strict=True
         ):
-            tensors |= {f"adam/{name}/{key}": value for key, value in moments.items()}
+            tensors |= {f"optimizer/{name}/{key}": value for key, value in moments.items()}
         progress = {
             "step": self.step,
             "total_steps": self.total_steps,
@@ -84,7 +86,12 @@ class TrainingState:
 
     @classmethod
     def read(
-        cls, path: Path, network: Clique, generator: torch.Generator, settings: dict[str, Any]
+        cls,
+        path: Path,
+        network: Clique,
+        generator: torch.Generator,
+        settings: dict[str, Any],
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] = torch.optim.Adam,
     ) -> TrainingState:
         """Continue from a saved state.
 
@@ -102,7 +109,7 @@ class TrainingState:
                 f"{path} is the checkpoint of another run ({changes}); continue with its settings, or "
                 "choose another file for this run."
             )
-        state = cls(network, generator, settings, progress["total_steps"])
+        state = cls(network, generator, settings, progress["total_steps"], optimizer)
         state.step = progress["step"]
         state._seconds_before = progress["seconds"]
         state.loss[: state.step] = tensors["loss"]
@@ -112,8 +119,9 @@ class TrainingState:
             for number, (name, parameter) in enumerate(network.named_parameters()):
                 parameter.copy_(tensors[f"weights/{name}"])
                 state.average[name].copy_(tensors[f"average/{name}"])
+                prefix = f"optimizer/{name}/"
                 moments[number] = {
-                    key: tensors[f"adam/{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")
+                    key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)
                 }
         groups = state.optimizer.state_dict()["param_groups"]
         state.optimizer.load_state_dict({"state": moments, "param_groups": groups})

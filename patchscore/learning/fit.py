@@ -1,9 +1,9 @@
 """The training loop: from images to a prior.
 
 At every step: crops x of random images, noise levels sigma log-uniform in a range, and one step of Adam
-on the objective (denoising score matching by default), its learning rate falling as half a cosine. The
-weights that are kept are a moving average over the steps (Polyak and Juditsky, SIAM J. Control Optim. 30
-(1992)).
+or SOAP on the objective (denoising score matching by default), its learning rate falling as half a
+cosine. The weights that are kept are a moving average over the steps (Polyak and Juditsky, SIAM J.
+Control Optim. 30 (1992)).
 
 The size of the crops decides what the network becomes: of one patch, the score of the patch marginal;
 larger, a clique potential, trained through the assembled score of the crop.
@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -31,10 +31,13 @@ from patchscore.images import ImageSource, random_crop, training_images
 from patchscore.learning.checkpoint import TrainingState
 from patchscore.learning.history import History
 from patchscore.learning.matching import denoising_score_matching
+from patchscore.learning.soap import SOAP
 from patchscore.priors.cliques import TrainedOn
+from patchscore.priors.patches import Boundary
 from patchscore.priors.prior import PatchPrior
 from patchscore.storage import check_destination
 
+OPTIMIZERS = {"adam": torch.optim.Adam, "soap": SOAP}
 STEPS_BETWEEN_REPORTS = 50
 SECONDS_OF_TIMING = 2.0
 MOST_TIMED = 1000
@@ -55,12 +58,15 @@ def fit(
     *,
     sigmas: tuple[float, float],
     crop: int = 40,
+    boundary: Boundary = "open",
     steps: int | None = None,
     minutes: float | None = None,
     batch_size: int = 16,
     learning_rate: float = 2e-3,
+    warmup: int = 0,
     average: float = 0.999,
     objective: Objective = denoising_score_matching,
+    optimizer: Literal["adam", "soap"] = "adam",
     mixed_precision: bool = False,
     generator: torch.Generator | None = None,
     checkpoint: str | Path | None = None,
@@ -82,13 +88,22 @@ def fit(
         log-uniformly between them, one for each crop.
     crop
         Side of the square crops in pixels.
+    boundary
+        What lies beyond a crop. ``"open"``: nothing, and only pixels that have all their cliques count.
+        ``"symmetric"``: its mirror image, and all pixels count: cheaper where cliques see far, at the
+        price of a slight bias.
     steps, minutes
         How long: exactly one of the two. Minutes are turned into steps once, from the time that a few
         steps take on a copy, so that the schedule is known and a resumed run follows it.
+    learning_rate, warmup
+        The highest rate, and over how many steps it is reached.
     average
         Decay of the moving average of the weights; less at first, (1 + t) / (10 + t).
     objective
         See :mod:`patchscore.learning.matching`.
+    optimizer
+        ``"adam"``, or ``"soap"``: Adam where the gradients are uncorrelated
+        (:mod:`patchscore.learning.soap`).
     mixed_precision
         Matrix products in bfloat16, weights and sums in float32: about twice as fast where the
         processor has bfloat16 instructions.
@@ -118,10 +133,14 @@ def fit(
     low, high, learning_rate = float(sigmas[0]), float(sigmas[1]), float(learning_rate)
     _check_counts(crop=crop, steps=steps, batch_size=batch_size, checkpoint_every=checkpoint_every)
     _check(low, high, minutes, learning_rate, average, generator)
+    if not (isinstance(warmup, int | np.integer) and warmup >= 0):
+        raise InputError(f"warmup is {warmup!r}; expected a whole number of steps, at least 0.")
+    if optimizer not in OPTIMIZERS:
+        raise InputError(f"optimizer is {optimizer!r}; choose one of {tuple(OPTIMIZERS)}.")
     network = prior.network
     if not any(True for _ in network.parameters()):
         raise InputError(f"{type(network).__name__} has no parameters, so there is nothing to train.")
-    trained_on = _trained_on(prior, crop)
+    trained_on = _trained_on(prior, crop, boundary)
     path = Path(checkpoint) if checkpoint is not None else None
     if path is not None:
         check_destination(path)
@@ -133,10 +152,13 @@ def fit(
         "digest": _digest(data),
         "sigmas": [low, high],
         "crop": int(crop),
+        "boundary": boundary,
         "batch_size": int(batch_size),
         "learning_rate": learning_rate,
+        "warmup": int(warmup),
         "average": average,
         "objective": _name(objective),
+        "optimizer": optimizer,
         "mixed_precision": mixed_precision,
         **(
             {"minutes": float(minutes)}
@@ -155,13 +177,13 @@ def fit(
 
     before = copy.deepcopy(network.state_dict())
     network.requires_grad_()
-    view = prior.with_boundary("open")
+    view = prior.with_boundary(boundary)
     if path is not None and path.exists():
-        state = TrainingState.read(path, network, generator, run)
+        state = TrainingState.read(path, network, generator, run, OPTIMIZERS[optimizer])
     else:
-        total = int(steps or _steps_in(60 * (minutes or 0), view, next_loss, generator))
-        state = TrainingState(network, generator, run, total)
-    rates = _half_cosine(learning_rate, state.total_steps)
+        total = int(steps or _steps_in(60 * (minutes or 0), view, next_loss, generator, optimizer))
+        state = TrainingState(network, generator, run, total, OPTIMIZERS[optimizer])
+    rates = _half_cosine(learning_rate, state.total_steps, warmup)
     try:
         with tqdm(total=state.total_steps, initial=state.step, disable=not progress) as bar:
             losses = partial(next_loss, view, generator)
@@ -240,12 +262,12 @@ def _check(
         )
 
 
-def _trained_on(prior: PatchPrior, crop: int) -> TrainedOn:
+def _trained_on(prior: PatchPrior, crop: int, boundary: Boundary) -> TrainedOn:
     """What crops of this size make of the network, or an error if it is not how it is assembled."""
     side = max(prior.network.patch_shape)
     if crop == side and prior.assembly == "mean":
         return "patches"
-    if crop >= 2 * side - 1 and prior.assembly == "sum":
+    if crop >= (2 * side - 1 if boundary == "open" else side) and prior.assembly == "sum":
         return "crops"
     raise InputError(
         f"crops of {crop} do not fit patches of {side} assembled by {prior.assembly!r}. For a clique "
@@ -254,8 +276,10 @@ def _trained_on(prior: PatchPrior, crop: int) -> TrainedOn:
     )
 
 
-def _half_cosine(learning_rate: float, steps: int) -> np.ndarray:
-    return 0.5 * learning_rate * (1 + np.cos(np.pi * np.arange(steps) / steps))
+def _half_cosine(learning_rate: float, steps: int, warmup: int) -> np.ndarray:
+    step = np.arange(steps)
+    rates: np.ndarray = 0.5 * learning_rate * (1 + np.cos(np.pi * step / steps))
+    return rates * np.minimum(1, (step + 1) / (warmup + 1))
 
 
 def _name(objective: object) -> str:
@@ -275,11 +299,12 @@ def _steps_in(
     view: PatchPrior,
     next_loss: Callable[[PatchPrior, torch.Generator], Tensor],
     generator: torch.Generator,
+    optimizer: str,
 ) -> int:
     """How many steps fit in the time, measured on a copy that leaves no trace."""
     copied = copy.deepcopy(view)
     generator = generator.clone_state()
-    state = TrainingState(copied.network, generator, {}, total_steps=MOST_TIMED)
+    state = TrainingState(copied.network, generator, {}, MOST_TIMED, OPTIMIZERS[optimizer])
     times: list[float] = []
     while len(times) < 3 or (sum(times) < min(SECONDS_OF_TIMING, seconds) and len(times) < MOST_TIMED):
         start = time.perf_counter()

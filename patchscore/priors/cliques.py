@@ -15,6 +15,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from patchscore.errors import InputError
+from patchscore.priors.patches import Boundary, PatchGrid
 
 TrainedOn = Literal["patches", "crops"]
 
@@ -48,6 +49,11 @@ class Clique(nn.Module, ABC):
         """:meth:`score` as a function in which all that is the same for all patches is computed."""
         return self.score
 
+    def field_score(self, x: Tensor, sigma: Tensor, boundary: Boundary) -> Tensor:
+        """sum_c w_c G_c' s_V(G_c x; sigma) over all patches: (B, C, H, W), (B,) -> (B, C, H, W)."""
+        grid = PatchGrid(x.shape[-2:], self.patch_shape, boundary)
+        return grid.apply(x, sigma, self.scorer())
+
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """The arguments that build it again, before its tensors are loaded; as JSON can hold them."""
@@ -64,6 +70,11 @@ class Potential(Clique):
     @abstractmethod
     def energy(self, patches: Tensor, sigma: Tensor) -> Tensor:
         """phi: (B, n, L) -> (B, L), without unit, up to a constant."""
+
+    def field_energy(self, x: Tensor, sigma: Tensor, boundary: Boundary) -> Tensor:
+        """sum_c w_c phi(G_c x; sigma) over all patches of images: (B, C, H, W), (B,) -> (B,)."""
+        grid = PatchGrid(x.shape[-2:], self.patch_shape, boundary)
+        return grid.total(x, sigma, self.energy)
 
 
 def patch_pixels(patch_shape: Sequence[int], channels: int) -> tuple[tuple[int, int], int]:

@@ -81,16 +81,16 @@ class PatchNetwork(Clique):
 
         pixels = channels * patch_size**2
         groups = [width // order for width in widths]
-        self.lift = _uniform((groups[0], pixels), fan_in=pixels)
+        self.lift = uniform((groups[0], pixels), fan_in=pixels)
         self.mixes = nn.ParameterList(
-            _uniform((m, k, order), fan_in=k * order) for k, m in pairwise(groups)
+            uniform((m, k, order), fan_in=k * order) for k, m in pairwise(groups)
         )
         fan_ins = [pixels, *widths]
         self.biases = nn.ParameterList(
-            _uniform((m,), fan_in=fan_in) for m, fan_in in zip(groups, fan_ins, strict=False)
+            uniform((m,), fan_in=fan_in) for m, fan_in in zip(groups, fan_ins, strict=False)
         )
         if not scale_invariant:
-            self.noise = _uniform((groups[0],), fan_in=pixels)
+            self.noise = uniform((groups[0],), fan_in=pixels)
 
     def matrices(self) -> list[Tensor]:
         """The plain matrices W_1 .. W_D that the tied weights stand for."""
@@ -242,7 +242,7 @@ class PatchMLP(PatchNetwork):
             )
         self.widths = list(widths)
         self.tanh_layers = tanh_layers
-        self.project = _uniform(
+        self.project = uniform(
             (widths[-1] // self.symmetry.order, channels * patch_size**2), fan_in=widths[-1]
         )
 
@@ -271,6 +271,7 @@ def affine(weight: Tensor, z: Tensor, bias: Tensor) -> Tensor:
     return torch.matmul(weight, z).add_(bias)
 
 
-def _uniform(shape: tuple[int, ...], *, fan_in: int) -> nn.Parameter:
+def uniform(shape: tuple[int, ...], *, fan_in: int) -> nn.Parameter:
+    """Weights to begin with: uniform up to 1 / fan_in^(1/2) in absolute value."""
     bound = 1 / math.sqrt(fan_in)
     return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))

@@ -32,6 +32,7 @@ from patchscore.priors.assembly import (
     partition_score,
 )
 from patchscore.priors.cliques import Clique, Potential
+from patchscore.priors.convolutional import ConvEnergy
 from patchscore.priors.empirical import EmpiricalPatches
 from patchscore.priors.experts import StudentT, TotalVariation
 from patchscore.priors.gaussian import GaussianPatches
@@ -47,6 +48,7 @@ CLIQUES: dict[str, type[Clique]] = {
     for clique in (
         PatchEnergy,
         PatchMLP,
+        ConvEnergy,
         GaussianPatches,
         GaussianMixture,
         StudentT,
@@ -176,8 +178,7 @@ class PatchPrior(nn.Module):
         if self.assembly == "kikuchi":
             energy = kikuchi_energy(self.regions, x, sigma, self.boundary)
         else:
-            grid = PatchGrid(x.shape[-2:], self.network.patch_shape, self.boundary)
-            energy = grid.total(x, sigma, self.network.energy)
+            energy = self.network.field_energy(x, sigma, self.boundary)
             energy = energy / math.prod(self.network.patch_shape) if self.assembly == "mean" else energy
         return -energy * self._alpha(sigma) if self.score_weight else -energy
 
@@ -265,12 +266,12 @@ class PatchPrior(nn.Module):
             ) from error
 
     def _score(self, x: Tensor, sigma: Tensor) -> Tensor:
-        grid = PatchGrid(x.shape[-2:], self.network.patch_shape, self.boundary)
         match self.assembly:
             case "sum":
-                score = grid.apply(x, sigma, self.network.scorer())
+                score = self.network.field_score(x, sigma, self.boundary)
             case "mean":
-                score = grid.apply(x, sigma, self.network.scorer()) / grid.overlap(x)
+                grid = PatchGrid(x.shape[-2:], self.network.patch_shape, self.boundary)
+                score = self.network.field_score(x, sigma, self.boundary) / grid.overlap(x)
             case "center":
                 score = center_score(self.network, x, sigma, self.boundary)
             case "partition":

@@ -6,6 +6,7 @@ groups of |G|, one per element, and with the weights tied as
 
     lift     W[(i,g), q]      = w[i, pi_g^-1(q)]          patch  -> groups
     mix      W[(i,g), (j,h)]  = w[i, j, g^-1 h]           groups -> groups
+    spread   W[(i,g), (j,h), q] = w[i, (j, g^-1 h), pi_g^-1(q)]     groups at places q -> groups
     pool     a[(i,g)]         = a[i]                      groups -> number
 
 a transformed patch k v only permutes the units within each group: z_{i,g}(k v) = z_{i,kg}(v).
@@ -58,6 +59,15 @@ class PatchSymmetry(nn.Module):
         rows, columns, order = weight.shape
         tied = weight.index_select(2, self.quotient.flatten()).view(rows, columns, order, order)
         return tied.transpose(1, 2).reshape(rows * order, columns * order)
+
+    def spread(self, weight: Tensor) -> Tensor:
+        """(m, k |G|, n) -> (m |G|, k |G|, n), over the n places of a patch."""
+        rows, columns, places = weight.shape
+        order = self.order
+        source = self.quotient[:, :, None] * places + self.pixels[:, None, :]
+        tied = weight.view(rows, columns // order, order * places).index_select(2, source.flatten())
+        tied = tied.view(rows, columns // order, order, order, places)
+        return tied.transpose(1, 2).reshape(rows * order, columns, places)
 
     def pool(self, weight: Tensor) -> Tensor:
         """(m,) -> (m |G|,)."""

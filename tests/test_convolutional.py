@@ -1,0 +1,141 @@
+"""The convolutional potential against its definition on patches, and its invariances."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from patchscore.errors import InputError
+from patchscore.priors import convolutional
+from patchscore.priors.convolutional import ConvEnergy
+from patchscore.priors.patches import PatchGrid
+from patchscore.priors.prior import PatchPrior
+
+BOUNDARIES = ["symmetric", "periodic", "open"]
+SIGMA = torch.tensor([0.4, 1.7], dtype=torch.float64)
+boundaries = pytest.mark.parametrize("boundary", BOUNDARIES)
+
+
+def network(channels=1, **settings):
+    return ConvEnergy((5, 3, 3), (1, 2, 1), channels, width=16, **settings)
+
+
+@pytest.fixture(params=[2**15, 40], ids=["one tile", "tiles"])
+def tiled(request, monkeypatch):
+    monkeypatch.setattr(convolutional, "CLIQUES_PER_TILE_CPU", request.param)
+
+
+@pytest.mark.usefixtures("tiled")
+@boundaries
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_field_is_the_sum_over_patches(boundary, channels, randomized, normal, error):
+    """sum_c phi(G_c x) and its gradient, from patches that are cut one by one."""
+    clique = randomized(network(channels))
+    prior = PatchPrior(clique, boundary=boundary)
+    x = normal(2, channels, 14, 17)
+    grid = PatchGrid((14, 17), clique.patch_shape, boundary)
+    patches, levels = grid.extract(x), SIGMA[:, None, None]
+    assert error(prior.log_prob(x, SIGMA), -clique.energy(patches, levels).sum(1)) < 1e-10
+    assert error(prior.score(x, SIGMA), grid.assemble(clique.score(patches, levels))) < 1e-10
+
+
+@pytest.mark.usefixtures("tiled")
+@boundaries
+def test_the_score_is_the_gradient_of_the_log_density(boundary, randomized, normal, error):
+    prior = PatchPrior(randomized(network()), boundary=boundary)
+    x = normal(2, 1, 13, 16).requires_grad_()
+    (gradient,) = torch.autograd.grad(prior.log_prob(x, SIGMA).sum(), x)
+    assert error(prior.score(x.detach(), SIGMA), gradient) < 1e-10
+
+
+def test_the_patch_is_one_pass_of_valid_convolutions(randomized, normal, error):
+    """phi from sums over places, layer by layer, without a convolution."""
+    clique = randomized(network(2))
+    assert clique.patch_shape == (11, 11)
+    v = normal(1, 2 * 11**2, 1)
+    z = v.view(2, 11, 11) / 0.4
+    for kernel, bias, d in zip(clique.kernels(), clique.biases, clique.dilations, strict=True):
+        side = kernel.shape[-1]
+        size = z.shape[-1] - d * (side - 1)
+        h = sum(
+            torch.einsum("oi,ihw->ohw", kernel[:, :, a, b], z[:, d * a :, d * b :][:, :size, :size])
+            for a in range(side)
+            for b in range(side)
+        )
+        z = F.gelu(h + bias.repeat_interleave(8)[:, None, None])
+    phi = clique.readout.repeat_interleave(8) @ z.flatten()
+    assert error(clique.energy(v, SIGMA[:1, None, None]).flatten(), phi[None]) < 1e-10
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@boundaries
+def test_invariances(boundary, channels, randomized, normal, error):
+    prior = PatchPrior(randomized(network(channels)), boundary=boundary)
+    x = normal(2, channels, 15, 12)
+    s = prior.score(x, SIGMA)
+    assert error(30 * prior.score(30 * x, 30 * SIGMA), s) < 1e-10
+    assert error(prior.score(x + 5, SIGMA), s) < 1e-10
+    for act in (lambda a: a.flip(-1), lambda a: a.flip(-2), lambda a: a.rot90(1, (-2, -1))):
+        assert error(prior.score(act(x), SIGMA), act(s)) < 1e-10
+        assert error(prior.log_prob(act(x), SIGMA), prior.log_prob(x, SIGMA)) < 1e-10
+
+
+def test_on_a_torus_the_prior_is_stationary(randomized, normal, error):
+    prior = PatchPrior(randomized(network()), boundary="periodic")
+    x = normal(2, 1, 15, 12)
+    shifted = prior.score(x.roll((4, -3), (2, 3)), SIGMA)
+    assert error(shifted, prior.score(x, SIGMA).roll((4, -3), (2, 3))) < 1e-10
+
+
+def test_symmetric_is_a_quarter_of_the_doubled_torus(randomized, normal, error):
+    clique = randomized(network())
+    x = normal(2, 1, 12, 15)
+    doubled = torch.cat([x, x.flip(-1)], -1)
+    doubled = torch.cat([doubled, doubled.flip(-2)], -2)
+    energy = PatchPrior(clique, boundary="periodic").log_prob(doubled, SIGMA)
+    assert error(PatchPrior(clique).log_prob(x, SIGMA), energy / 4) < 1e-10
+
+
+def test_images_of_a_batch_do_not_see_each_other(randomized, normal, error):
+    prior = PatchPrior(randomized(network()))
+    x = normal(2, 1, 12, 15)
+    together = prior.score(x, SIGMA)
+    for image in (0, 1):
+        assert (
+            error(together[image : image + 1], prior.score(x[image : image + 1], SIGMA[image])) < 1e-10
+        )
+
+
+@pytest.mark.parametrize(("channels", "width", "sides"), [(1, 64, (7, 3, 3)), (3, 16, (3,))])
+def test_parameters(channels, width, sides):
+    """A filter per group, and k^2 width weights for each group of every layer above."""
+    clique = ConvEnergy(sides, range(1, len(sides) + 1), channels, width)
+    groups = width // 8
+    weights = sides[0] ** 2 * channels + width * sum(side**2 for side in sides[1:])
+    expected = groups * (weights + len(sides) + 1)
+    assert sum(p.numel() for p in clique.parameters()) == expected
+
+
+def test_saved_and_loaded(randomized, normal, tmp_path):
+    prior = PatchPrior(randomized(network(3)), card={"name": "here"})
+    prior.network.trained_on = "crops"
+    prior.save(tmp_path / "prior.safetensors")
+    again = PatchPrior.load(tmp_path / "prior.safetensors")
+    x = normal(1, 3, 11, 14)
+    assert again.network.settings() == prior.network.settings()
+    assert torch.equal(again.score(x, 0.3), prior.score(x, 0.3))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (((7, 3), (1,)), r"sides is \[7, 3\] and dilations \[1\]; expected one of each for every layer"),
+        (((7, 3), (2, 1)), r"a dilation of 1 in the first"),
+        (((7, 4), (1, 1)), r"sides is \[7, 4\] .* expected odd sides of at least 3"),
+        (((7, 3), (1, 0)), r"positive dilations"),
+        (((7,), (1,), 1, 12), r"width is 12 with 1 channels; .* multiple of 8"),
+        (((7,), (1,), 0, 16), r"width is 16 with 0 channels"),
+    ],
+)
+def test_errors(arguments, message):
+    with pytest.raises(InputError, match=message):
+        ConvEnergy(*arguments)
