@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from patchscore.errors import InputError
 from patchscore.inference.curvature import curvature
-from patchscore.inference.posterior import Density, ScoreModel, has_potential
+from patchscore.inference.posterior import Density, ScoreModel, curvature_bound, has_potential
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -164,8 +164,10 @@ class _Ascent:
         self.stuck = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         self.steps = 0
         self.evaluations = 1
-        bound = curvature(posterior, x, sigma)
-        self.step_size = _over_pixels(1 / bound)
+        if self.density:  # the search corrects it, and what it learns of the curvature is better
+            self.step_size = x.new_full((len(x), 1, 1, 1), 1 / curvature_bound(posterior, sigma))
+        else:
+            self.step_size = _over_pixels(1 / curvature(posterior, x, sigma))
 
     @property
     def residual(self) -> Tensor:
