@@ -3,7 +3,8 @@
 The colour photographs that come with scikit-image are all that is at hand with clear terms. In two folds
 a colour clique learns from two of them and is scored on the other two, one-step, beside the gray prior
 applied to each channel. What decides whether a colour prior is worth bundling is the gain over the
-latter, in dB over all channels, at noise that is independent between channels.
+latter, in dB over all channels, at noise that is independent between channels. With ``--bundle`` a prior
+learns from all four, as it is bundled.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ FOLDS = (("astronaut", "chelsea"), ("coffee", "rocket"))
 SIGMAS = 15.0, 25.0, 50.0
 SIDES, DILATIONS, WIDTH = (7, 3, 3), (1, 2, 3), 64
 SEED = 0
+CARD = {
+    "data": "colour photographs that come with scikit-image, scaled to 0..1",
+    "terms": "public domain or CC0, as the documentation of skimage.data says of each",
+}
 
 
 class Row(NamedTuple):
@@ -54,13 +59,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.natural_color", description=__doc__)
     parser.add_argument("--minutes", type=float, default=8.0, help="of each fold; default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/natural_color.csv"))
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        default=Path("natural-color"),
+        help="a folder of priors; those that are there are not trained again (default: %(default)s)",
+    )
+    parser.add_argument("--bundle", action="store_true", help="only train on all four photographs")
     options = parser.parse_args()
     prepare_table(options.out)
+    options.weights.mkdir(exist_ok=True)
+    if options.bundle:
+        prior = trained(
+            tuple(PHOTOGRAPHS), options.minutes, options.weights / "natural-color.safetensors"
+        )
+        print(f"{prior.card['training']['steps']} steps")
+        return
 
     gray = ps.load_prior("natural-gray")
     rows = []
     for held_out, training in (FOLDS, FOLDS[::-1]):
-        prior, steps = train(training, options.minutes)
+        path = options.weights / f"{'-'.join(training)}.safetensors"
+        prior = trained(training, options.minutes, path)
+        steps = prior.card["training"]["steps"]
         for name in tqdm(held_out, unit="image"):
             for sigma in SIGMAS:
                 color, per_channel = compare(PHOTOGRAPHS[name]().astype(float), sigma, prior, gray)
@@ -70,11 +91,14 @@ def main() -> None:
     print(summary(rows))
 
 
-def train(names: tuple[str, ...], minutes: float) -> tuple[ps.PatchPrior, int]:
-    """A colour clique potential learned from these photographs, and its number of steps."""
+def trained(names: tuple[str, ...], minutes: float, path: Path) -> ps.PatchPrior:
+    """A colour clique potential learned from these photographs, from its file if that is there."""
+    if path.exists():
+        return ps.load_prior(path)
     torch.manual_seed(SEED)
-    prior = ps.PatchPrior(ConvEnergy(SIDES, DILATIONS, channels=3, width=WIDTH))
-    history = ps.fit(
+    network = ConvEnergy(SIDES, DILATIONS, channels=3, width=WIDTH)
+    prior = ps.PatchPrior(network, card={"name": "natural-color", **CARD, "photographs": list(names)})
+    ps.fit(
         prior,
         [PHOTOGRAPHS[name]() / 255 for name in names],
         sigmas=(1 / 255, 60 / 255),
@@ -89,7 +113,8 @@ def train(names: tuple[str, ...], minutes: float) -> tuple[ps.PatchPrior, int]:
         mixed_precision=True,
         generator=torch.Generator().manual_seed(SEED),
     )
-    return prior, len(history.loss)
+    prior.save(path)
+    return prior
 
 
 def compare(
