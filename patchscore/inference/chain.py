@@ -130,7 +130,12 @@ class Recorder:
         self.start = time.perf_counter()
 
     def add(self, x: Tensor) -> None:
-        """One more draw of every image."""
+        """One more draw of every image; an error if it is not finite."""
+        if not bool(x.isfinite().all()):
+            raise InputError(
+                f"draw {self.count + 1} has values that are NaN or infinite: check that the images to "
+                "begin with are finite, and that the prior was trained near these noise levels."
+            )
         count = self.count + 1
         change = x - self.mean
         mean = self.mean + change / count
