@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import objectives, phantoms, quality, speed
+from benchmarks import objectives, phantoms, quality, speed, throughput
 from benchmarks.data import prepare_table, write_table
 from patchscore.errors import InputError
 from patchscore.evaluation.baselines import import_bm3d
@@ -123,11 +123,16 @@ def _parser() -> argparse.ArgumentParser:
     fast = commands.add_parser(
         "speed",
         parents=[with_prior],
-        help="seconds beside BM3D, and the peak of memory",
-        description="Seconds for 512 x 512 pixels beside BM3D on the same cores, and the peak of memory "
-        "for 2048 x 2048. Close other programs first.",
+        help="seconds beside other methods and matrix products, and the peak of memory",
+        description="Seconds for 512 x 512 pixels beside other methods on the same cores, the share of "
+        "the rate of matrix products, the growth with the size of the image, the start of a process, "
+        "and the peak of memory for 2048 x 2048. Close other programs first.",
     )
     fast.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    fast.add_argument(
+        "--mixture", type=Path, metavar="FILE", help="of EPLL, from python -m benchmarks.epll"
+    )
+    fast.add_argument("--large", action="store_true", help="measure the growth up to 8192 x 8192")
     fast.add_argument("--out", type=Path, metavar="CSV", help="also write the numbers to this file")
     fast.add_argument(
         "--check", action="store_true", help="exit with 1 if a target is missed; needs BM3D"
@@ -198,8 +203,16 @@ def _speed(options: argparse.Namespace) -> int:
         import_bm3d()
     if options.out is not None:
         prepare_table(options.out)
-    timings = speed.time_denoisers(options.prior, rounds=options.rounds)
-    lines = speed.report(timings, speed.peak_memory(options.prior))
+    if options.mixture is None:
+        print("EPLL is left out; give the file of its mixture by --mixture.\n", file=sys.stderr)
+    sides = throughput.GROWTH_SIDES + (throughput.LARGEST_SIDE,) * options.large
+    timings = speed.time_denoisers(options.prior, rounds=options.rounds, mixture=options.mixture)
+    lines = [
+        *speed.report(timings, speed.peak_memory(options.prior)),
+        *throughput.shares(options.prior, rounds=options.rounds),
+        *throughput.growth(options.prior, rounds=options.rounds, sides=sides),
+        *throughput.start_up(options.prior, rounds=options.rounds),
+    ]
     machine = speed.machine()
     verdicts = {None: "", True: "met", False: "not met"}
     print(

@@ -1,6 +1,6 @@
 """Are posterior samples of photographs as wide as the truth is far?  python -m benchmarks.calibration
 
-Ten photographs of ``bsd68``, their middle 96 x 96 pixels, white Gaussian noise, n samples of each by
+Ten photographs of ``bsd68``, their middle 64 x 64 pixels, white Gaussian noise, n samples of each by
 the reverse diffusion of ``patchscore.sample_denoised``. With m the mean square error of the posterior
 mean and v the mean posterior variance, an exact prior and sampler give v = m, so that one sample has the
 error 2 m:
@@ -31,7 +31,7 @@ from patchscore.evaluation.metrics import psnr
 from patchscore.inference.diagnostics import coverage
 from patchscore.inference.diffusion import Order
 
-SET, EVERY, SIDE = "bsd68", 7, 96
+SET, EVERY, SIDE = "bsd68", 7, 64
 DATA_RANGE = 255.0
 
 

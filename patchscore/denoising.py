@@ -140,13 +140,16 @@ def denoise(
     # By the invariances this changes nothing but rounding: float32 then serves for any unit.
     offset = channels.mean(dtype=np.float64) if network.brightness_invariant else 0.0
     unit = sigma if prior.scale_invariant else 1.0
-    scaled = ((channels.astype(np.float64) - offset) / unit).astype(np.float32)
+    scaled = np.empty(channels.shape, np.float32)
+    np.subtract(channels, offset, out=scaled, dtype=np.float64, casting="same_kind")
+    np.divide(scaled, unit, out=scaled)
     y = torch.from_numpy(scaled).to(network.like)
     y = y[:, None] if network.channels == 1 else y[None]
 
     def in_unit_of_image(x: Tensor, offset: float) -> np.ndarray:
-        values = x.reshape(channels.shape).cpu().numpy().astype(np.float64) * unit + offset
-        values = values.astype(dtype)
+        values = x.reshape(channels.shape).cpu().numpy().astype(dtype, copy=False)
+        np.multiply(values, unit, out=values)
+        np.add(values, offset, out=values)
         return values[0] if channel_axis is None else np.moveaxis(values, 0, channel_axis)
 
     with torch.inference_mode():

@@ -14,7 +14,8 @@ import pytest
 from skimage.io import imsave
 
 from patchscore.errors import InputError
-from patchscore.priors.networks import PatchEnergy
+from patchscore.priors.convolutional import ConvEnergy
+from patchscore.priors.networks import PatchEnergy, PatchMLP
 from patchscore.priors.prior import PatchPrior
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -225,11 +226,13 @@ def test_tasks_are_timed_in_turn(monkeypatch) -> None:
 def test_speed_holds_the_numbers_against_the_targets(
     peak: float, verdict: str, tmp_path, monkeypatch, capsys
 ) -> None:
-    from benchmarks import __main__, speed
+    from benchmarks import __main__, speed, throughput
 
     timings = [speed.Timing("patchscore", (1.0, 1.0, 2.0)), speed.Timing("bm3d", (4.0, 6.0, 20.0))]
-    monkeypatch.setattr(speed, "time_denoisers", lambda prior, rounds: timings)
-    monkeypatch.setattr(speed, "peak_memory", lambda prior: speed.Memory(int(4e8), int(peak)))
+    monkeypatch.setattr(speed, "time_denoisers", lambda prior, rounds, mixture: timings)
+    for name in ("shares", "growth", "start_up"):
+        monkeypatch.setattr(throughput, name, lambda prior, **options: [])
+    monkeypatch.setattr(speed, "peak_memory", lambda prior: speed.Memory(int(7e8), int(peak)))
     monkeypatch.setattr(__main__, "import_bm3d", lambda: None)
     out = tmp_path / "speed.csv"
 
@@ -242,7 +245,49 @@ def test_speed_holds_the_numbers_against_the_targets(
     assert [float(ratio[column]) for column in ("median", "least", "greatest")] == [6, 4, 10]
     assert float(lines["peak memory, 2048 x 2048"]["median"]) == peak / 1e6
     assert lines["peak memory, 2048 x 2048"]["met"] == str(verdict == "met")
-    assert float(lines["peak above the loaded prior"]["median"]) == peak / 1e6 - 400
+    assert float(lines["peak above the loaded prior"]["median"]) == peak / 1e6 - 700
+
+
+def test_multiply_adds_are_counted() -> None:
+    """By hand: w n + w^2 for a patch network, w (k_1^2 + w k_2^2) for a convolutional, each twice."""
+    from benchmarks.throughput import multiply_adds
+
+    assert multiply_adds(PatchPrior(PatchEnergy(3, width=16))) == 2 * (16 * 9 + 16 * 16)
+    conv = ConvEnergy((5, 3), (1, 2), width=8)
+    assert multiply_adds(PatchPrior(conv)) == 2 * 8 * (25 + 8 * 9)
+    with pytest.raises(InputError, match="multiply-adds of PatchMLP are not known"):
+        multiply_adds(PatchPrior(PatchMLP(3, widths=(16,), tanh_layers=1)))
+
+
+def test_shares_growth_and_start(prior, monkeypatch) -> None:
+    from benchmarks import speed, throughput
+
+    monkeypatch.setattr(speed, "PAUSE", 0.0)
+    monkeypatch.setattr(throughput, "SCORE_SIDE", 64)
+    monkeypatch.setattr(throughput, "PRODUCT_SIDE", 64)
+    lines = {line.quantity: line.median for line in throughput.shares(str(prior), rounds=1)}
+    assert lines["multiply-adds per pixel"] == 800
+    share = lines["floor, float32"] / lines["score, float32"]
+    assert lines["share of the rate, float32"] == pytest.approx(share)
+
+    *costs, ratio = throughput.growth(str(prior), rounds=1, sides=(32, 64))
+    assert [line.quantity for line in costs] == ["estimate, 32 x 32", "estimate, 64 x 64"]
+    medians = [line.median for line in costs]
+    assert ratio.median == pytest.approx(max(medians) / min(medians))
+
+    assert [line.unit for line in throughput.start_up(str(prior), rounds=1)] == ["s", "s"]
+    with pytest.raises(InputError, match="there is no prior 'nowhere'"):
+        throughput.start_up("nowhere", rounds=1)
+
+
+@pytest.mark.parametrize(
+    ("target", "text", "met"),
+    [({"at_least": 2}, "at least 2", True), ({"at_most": 1.5}, "at most 1.5", False), ({}, "", None)],
+)
+def test_a_line_is_the_median_beside_its_target(target, text: str, met: bool | None) -> None:
+    from benchmarks.speed import Line, line
+
+    assert line("q", "s", [1, 5, 2], **target) == Line("q", "s", 2, 1, 5, text, met)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts in the units of Linux")

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from patchscore.errors import InputError
+from patchscore.priors.engines.layers import Precision
 from patchscore.priors.patches import Boundary, PatchGrid
 
 TrainedOn = Literal["patches", "crops"]
@@ -49,8 +50,13 @@ class Clique(nn.Module, ABC):
         """:meth:`score` as a function in which all that is the same for all patches is computed."""
         return self.score
 
-    def field_score(self, x: Tensor, sigma: Tensor, boundary: Boundary) -> Tensor:
-        """sum_c w_c G_c' s_V(G_c x; sigma) over all patches: (B, C, H, W), (B,) -> (B, C, H, W)."""
+    def field_score(
+        self, x: Tensor, sigma: Tensor, boundary: Boundary, precision: Precision = "float32"
+    ) -> Tensor:
+        """sum_c w_c G_c' s_V(G_c x; sigma) over all patches: (B, C, H, W), (B,) -> (B, C, H, W).
+
+        A clique that has no engine ignores the precision, that of products of float32 numbers.
+        """
         grid = PatchGrid(x.shape[-2:], self.patch_shape, boundary)
         return grid.apply(x, sigma, self.scorer())
 

@@ -29,6 +29,8 @@ from torch import Tensor, nn
 
 from patchscore.errors import InputError
 from patchscore.priors.cliques import Potential
+from patchscore.priors.engines import cpu, triton
+from patchscore.priors.engines.layers import Layers, Precision
 from patchscore.priors.networks import uniform
 from patchscore.priors.patches import Boundary, PatchGrid
 from patchscore.priors.symmetry import PatchSymmetry
@@ -118,6 +120,11 @@ class ConvEnergy(Potential):
         ]
         return [kernel.contiguous(memory_format=torch.channels_last) for kernel in kernels]  # faster
 
+    def layers(self) -> Layers:
+        """The plain network that it stands for."""
+        biases = [self._pooled(bias) for bias in self.biases]
+        return Layers(self.kernels(), biases, self._pooled(self.readout), self.dilations)
+
     def energy(self, patches: Tensor, sigma: Tensor) -> Tensor:
         """phi(v; sigma): (B, n, L) -> (B, L), without unit."""
         return self._phi(self._windows(patches / sigma)).view(len(patches), -1)
@@ -136,8 +143,15 @@ class ConvEnergy(Potential):
             total[tile[0]] += self._phi(u[tile]).flatten(1).sum(1)
         return total
 
-    def field_score(self, x: Tensor, sigma: Tensor, boundary: Boundary) -> Tensor:
+    def field_score(
+        self, x: Tensor, sigma: Tensor, boundary: Boundary, precision: Precision = "float32"
+    ) -> Tensor:
         """sum_c G_c' s_V(G_c x; sigma): (B, C, H, W) -> (B, C, H, W), without cutting patches."""
+        size = {"width": self.width, "side": self.sides[0]}
+        if precision == "bfloat16" and triton.serves(x, self.parameters(), **size):
+            return triton.field_of(self, self.layers, precision).score(x, sigma, boundary)
+        if cpu.serves(x, self.parameters()):
+            return cpu.field_score(self.layers(), x, sigma, boundary, precision)
         grid = PatchGrid(x.shape[-2:], self.patch_shape, boundary)
         levels = sigma[:, None, None, None]
         u = grid.pad(x) / levels

@@ -29,6 +29,9 @@ from torch import Tensor, nn
 
 from patchscore.errors import InputError
 from patchscore.priors.cliques import Clique, Potential
+from patchscore.priors.engines import cpu, triton
+from patchscore.priors.engines.layers import Layers, Precision
+from patchscore.priors.patches import Boundary
 from patchscore.priors.symmetry import PatchSymmetry
 
 
@@ -174,6 +177,26 @@ class PatchEnergy(PatchNetwork, Potential):
         last = F.gelu(self._hidden(patches, sigma, self.matrices())[-1])
         energy = torch.einsum("k,bkl->bl", self.symmetry.pool(self.readout), last)
         return energy if self.scale_invariant else energy / sigma.squeeze(-1)
+
+    def layers(self) -> Layers:
+        """The plain network that it stands for, if it is scale invariant."""
+        first, *others = self.matrices()
+        first = first.view(-1, self.channels, *self.patch_shape)
+        kernels = [first, *(weight[..., None, None] for weight in others)]
+        pool = self.symmetry.pool
+        return Layers(kernels, [pool(b) for b in self.biases], pool(self.readout), [1] * self.depth)
+
+    def field_score(
+        self, x: Tensor, sigma: Tensor, boundary: Boundary, precision: Precision = "float32"
+    ) -> Tensor:
+        """sum_c w_c G_c' s_V(G_c x; sigma): (B, C, H, W) -> (B, C, H, W)."""
+        size = {"width": self.width, "side": self.patch_size}
+        bfloat16 = precision == "bfloat16"
+        if self.scale_invariant and bfloat16 and triton.serves(x, self.parameters(), **size):
+            return triton.field_of(self, self.layers, precision).score(x, sigma, boundary)
+        if self.scale_invariant and cpu.serves(x, self.parameters()):
+            return cpu.field_score(self.layers(), x, sigma, boundary, precision)
+        return super().field_score(x, sigma, boundary)
 
     def _score(self, weights: list[Tensor], patches: Tensor, sigma: Tensor) -> Tensor:
         hidden = self._hidden(patches, sigma, weights)

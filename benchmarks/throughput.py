@@ -1,0 +1,135 @@
+"""How close to what the machine can do, and what is paid per pixel and per start.
+
+    share = multiply-adds of a score / (seconds * rate of matrix products)
+    multiply-adds per pixel = 2 sum_l (outputs x inputs x k_l^2), forward and backward
+
+The rate is that of large matrix products in PyTorch, measured in the same rounds. It is no bound:
+convolutions may run on wider registers than they do.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.speed import SIGMA, Line, line, time_in_turn
+from patchscore.errors import InputError
+from patchscore.priors.convolutional import ConvEnergy
+from patchscore.priors.engines.cpu import has_bfloat16
+from patchscore.priors.engines.layers import Precision
+from patchscore.priors.networks import PatchEnergy
+from patchscore.priors.prior import PatchPrior
+from patchscore.priors.zoo import load_prior
+
+PRODUCT_SIDE = 1024
+SCORE_SIDE = 512
+GROWTH_SIDES = 256, 512, 1024, 2048, 4096
+LARGEST_SIDE = 8192
+SMALL_SIDE = 64
+MOST_GROWTH = 1.1
+LEAST_SHARE: dict[Precision, float] = {"float32": 0.7, "bfloat16": 0.45}
+MOST_IMPORT_SECONDS = 0.3
+MOST_DENOISE_SECONDS = 1.0
+
+
+def multiply_adds(prior: PatchPrior) -> int:
+    """Of a score, per pixel; each hidden unit counted once, however often tiles compute it.
+
+    Raises :class:`InputError` for a network that is not a stack of layers.
+    """
+    if not isinstance(prior.network, (PatchEnergy, ConvEnergy)):
+        raise InputError(
+            f"the multiply-adds of {type(prior.network).__name__} are not known; take a prior with a "
+            "PatchEnergy or a ConvEnergy."
+        )
+    return 2 * sum(kernel.numel() for kernel in prior.network.layers().kernels)
+
+
+def shares(name: str, *, rounds: int) -> list[Line]:
+    """Scores of 512 x 512 pixels beside matrix products, in float32 and, where there is, bfloat16."""
+    prior = load_prior(name, "cpu")
+    per_pixel = multiply_adds(prior)
+    x = _image(SCORE_SIDE)
+    precisions: list[Precision] = ["float32", "bfloat16"] if has_bfloat16() else ["float32"]
+    tasks: dict[str, Callable[[], object]] = {}
+    for precision in precisions:
+        matrix = torch.randn(PRODUCT_SIDE, PRODUCT_SIDE).to(getattr(torch, precision))
+        out = torch.empty_like(matrix)
+        tasks[f"product {precision}"] = partial(torch.mm, matrix, matrix, out=out)
+        tasks[f"score {precision}"] = partial(prior.with_precision(precision).score, x, SIGMA)
+    seconds = dict(time_in_turn(tasks, rounds=rounds))
+    lines = [line("multiply-adds per pixel", "", [per_pixel])]
+    for precision in precisions:
+        rates = [PRODUCT_SIDE**3 / s for s in seconds[f"product {precision}"]]
+        scores = seconds[f"score {precision}"]
+        work = per_pixel * SCORE_SIDE**2
+        lines += [
+            line(f"matrix products, {precision}", "G multiply-adds/s", [r / 1e9 for r in rates]),
+            line(f"floor, {precision}", "us/pixel", [1e6 * per_pixel / r for r in rates]),
+            line(f"score, {precision}", "us/pixel", [1e6 * s / SCORE_SIDE**2 for s in scores]),
+        ]
+        share = [work / s / r for s, r in zip(scores, rates, strict=True)]
+        least = LEAST_SHARE[precision]
+        lines.append(line(f"share of the rate, {precision}", "", share, at_least=least))
+    return lines
+
+
+def growth(name: str, *, rounds: int, sides: Sequence[int] = GROWTH_SIDES) -> list[Line]:
+    """Time per pixel of a one-step estimate over image sizes: the dearest size over the cheapest."""
+    prior = load_prior(name, "cpu")
+    tasks = {f"{side}": partial(prior.denoise, _image(side), SIGMA) for side in sides}
+    timings = time_in_turn(tasks, rounds=rounds)
+    costs = [
+        [1e6 * s / side**2 for s in timing.seconds] for side, timing in zip(sides, timings, strict=True)
+    ]
+    lines = [
+        line(f"estimate, {side} x {side}", "us/pixel", cost)
+        for side, cost in zip(sides, costs, strict=True)
+    ]
+    medians = [cost.median for cost in lines]
+    ratio = max(medians) / min(medians)
+    return [*lines, line("dearest size / cheapest", "", [ratio], at_most=MOST_GROWTH)]
+
+
+def start_up(name: str, *, rounds: int) -> list[Line]:
+    """Seconds of a new process, beyond those of what it starts from."""
+    with tempfile.TemporaryDirectory() as folder:
+        noisy = Path(folder) / "noisy.npy"
+        np.save(noisy, _image(SMALL_SIDE)[0, 0].numpy())
+        denoise = ["denoise", str(noisy), f"{folder}/clean.npy", "--prior", name, "--sigma", str(SIGMA)]
+        commands = {
+            "torch": ["-c", "import torch"],
+            "patchscore": ["-c", "import patchscore"],
+            "denoise": ["-m", "patchscore", *denoise],
+        }
+        tasks = {key: partial(_process, command) for key, command in commands.items()}
+        seconds = dict(time_in_turn(tasks, rounds=rounds))
+    imports = _differences(seconds["patchscore"], seconds["torch"])
+    runs = _differences(seconds["denoise"], seconds["patchscore"])
+    return [
+        line("import patchscore, beyond torch", "s", imports, at_most=MOST_IMPORT_SECONDS),
+        line("patchscore denoise, beyond that", "s", runs, at_most=MOST_DENOISE_SECONDS),
+    ]
+
+
+def _differences(longer: Sequence[float], shorter: Sequence[float]) -> list[float]:
+    return [a - b for a, b in zip(longer, shorter, strict=True)]
+
+
+def _process(arguments: Sequence[str]) -> None:
+    command = [sys.executable, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise InputError(f"{' '.join(arguments)} failed: {result.stderr.strip()}")
+
+
+def _image(side: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1, 1, side, side, generator=generator).mul_(SIGMA).add_(128)

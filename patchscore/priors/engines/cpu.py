@@ -1,0 +1,157 @@
+"""Scores of whole images on a CPU: a few large convolutions per tile of the image.
+
+Neighbouring patches share hidden units, so over a tile of cliques phi and its gradient are one pass
+forward and one backward (symbols: :mod:`patchscore.priors.engines.layers`),
+
+    f_D = gelu'(h_D) * a,    f_{l-1} = gelu'(h_{l-1}) * W_l* f_l,    -sum_c G_c' phi'(G_c x) = -W_1* f_1
+
+What makes it fast changes nothing but rounding:
+
+- Pixels are the rows and channels the columns of every buffer. Convolutions of oneDNN then run at the
+  full rate of the processor, where other matrix products need not.
+- W_1 has few inputs and W_1* few outputs: k_1 rows become channels, and a 1 x k_1 convolution is left.
+- The hidden units of a tile stay in the cache. Their memory comes back to the next tile.
+- A tile is cut from, and added to, the image itself: there is no padded copy of the image.
+- With ``"bfloat16"``, where the processor has it, all layers above the first multiply in bfloat16. W_1
+  and W_1* do not: their rows sum to zero and have to go on doing so, since u may be large and the score
+  of a flat image is zero. Nor is a rounded, a bias that all cliques would share: W_D* is scaled by it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from patchscore.priors.engines.layers import Layers, Precision
+from patchscore.priors.patches import KEPT_BYTES, Boundary, PatchGrid, source_index
+
+# Units of one layer in flight at once. Tiles are square, since the hidden units of a rim are computed by
+# both neighbours, and a layer takes 8 MB: above 32 MB the system would take the memory back each time.
+UNITS_PER_TILE = 2**21
+
+
+def serves(x: Tensor, parameters: Iterable[Tensor]) -> bool:
+    """Whether images are evaluated here: float32, on a CPU with oneDNN, and no gradient is asked for."""
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *parameters)):
+        return False
+    return x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies in bfloat16: without that it would be slower than float32."""
+    names = "_is_avx512_bf16_supported", "_is_amx_tile_supported"  # newer PyTorch has more of these
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
+@torch.no_grad()
+def field_score(
+    layers: Layers, x: Tensor, sigma: Tensor, boundary: Boundary, precision: Precision = "float32"
+) -> Tensor:
+    """-sum_c w_c G_c' phi'(G_c x / sigma) / sigma: (B, C, H, W), (B,) -> (B, C, H, W)."""
+    low = precision == "bfloat16" and has_bfloat16()
+    tile_force = _TileForce(layers, torch.bfloat16 if low else torch.float32)
+    grid = PatchGrid(x.shape[-2:], (layers.reach + 1, layers.reach + 1), boundary)
+    weights = grid.weights(x)
+    axes = zip(grid.image_shape, grid.before, grid.padded_shape, strict=True)
+    sources = [source_index(*axis, boundary) for axis in axes]
+    total = torch.zeros_like(x)
+    torch.empty(KEPT_BYTES, dtype=torch.uint8)
+    for images, rows, columns in _tiles(len(x), grid.shape, UNITS_PER_TILE // len(layers.readout)):
+        at = [
+            source[cliques.start : cliques.stop + layers.reach]
+            for source, cliques in zip(sources, (rows, columns), strict=True)
+        ]
+        levels = sigma[images, None, None, None]
+        u = x[images].index_select(-2, at[0]).index_select(-1, at[1]).div_(levels)
+        force = tile_force(u, None if weights is None else weights[rows, columns])
+        # Beyond the border the same pixel occurs more than once.
+        place = [None, None, at[0][:, None], at[1]]
+        torch.ops.aten.index_put_(total[images], place, force.div_(levels).neg_(), accumulate=True)
+    return total
+
+
+class _TileForce:
+    """The gradient of the sum of w_c phi over the cliques of a tile, with weights packed once."""
+
+    def __init__(self, layers: Layers, dtype: torch.dtype) -> None:
+        first, *others = layers.kernels
+        width, channels, side, _ = first.shape
+        self.dtype = dtype
+        self.side = side
+        self.dilations = layers.dilations[1:]
+        self.lift = _packed(first.reshape(width, channels * side, 1, side), torch.float32)
+        self.lift_bias = layers.biases[0]
+        self.mixes = [_packed(kernel, dtype) for kernel in others]
+        self.biases = [bias.to(dtype) for bias in layers.biases[1:]]
+        first, *others = [*layers.kernels[:-1], layers.readout.view(-1, 1, 1, 1) * layers.kernels[-1]]
+        self.drop = _packed(first.flip(-1).flatten(1, 2)[:, :, None].transpose(0, 1), torch.float32)
+        self.spreads = [_packed(kernel.flip(-2, -1).transpose(0, 1), dtype) for kernel in others]
+
+    def __call__(self, u: Tensor, weights: Tensor | None) -> Tensor:
+        """(b, C, h, w) -> (b, C, h, w)."""
+        hidden = [_convolution(self._rows(u), self.lift, self.lift_bias).to(self.dtype)]
+        for mix, bias, d in zip(self.mixes, self.biases, self.dilations, strict=True):
+            hidden.append(_convolution(F.gelu(hidden[-1]), mix, bias, dilation=d))
+        last = hidden.pop()
+        force = last.new_ones(()) if weights is None else weights.to(last)
+        force = torch.ops.aten.gelu_backward.grad_input(force.expand_as(last), last, grad_input=last)
+        for spread, d in zip(reversed(self.spreads), reversed(self.dilations), strict=True):
+            rim = d * (spread.shape[-1] - 1)
+            force = _convolution(force, spread, padding=(rim, rim), dilation=d)
+            torch.ops.aten.gelu_backward.grad_input(force, hidden.pop(), grad_input=force)
+        return self._rows_adjoint(_convolution(force.float(), self.drop, padding=(0, self.side - 1)))
+
+    def _rows(self, u: Tensor) -> Tensor:
+        """k_1 rows as channels: (b, C, h, w) -> (b, C k_1, h - k_1 + 1, w)."""
+        windows = u.unfold(2, self.side, 1).permute(0, 2, 3, 1, 4)
+        return windows.flatten(3).permute(0, 3, 1, 2)
+
+    def _rows_adjoint(self, rows: Tensor) -> Tensor:
+        """Its adjoint, the sum over the channels that a row went to,."""
+        images, channels, height, width = rows.shape
+        rows = rows.unflatten(1, (-1, self.side))
+        u = torch.zeros(images, channels // self.side, height + self.side - 1, width)
+        for row in range(self.side):
+            u[:, :, row : row + height] += rows[:, :, row]
+        return u
+
+
+def _convolution(
+    z: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None = None,
+    *,
+    padding: tuple[int, int] = (0, 0),
+    dilation: int = 1,
+) -> Tensor:
+    """The convolution of oneDNN, where F.conv2d takes a slower way for kernels of one pixel."""
+    return torch.mkldnn_convolution(z, kernel, bias, padding, (1, 1), (dilation, dilation), 1)
+
+
+def _packed(kernel: Tensor, dtype: torch.dtype) -> Tensor:
+    return kernel.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def _tiles(images: int, shape: Sequence[int], cliques: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Pieces of the grid of cliques, nearly square and of nearly the same size."""
+    height = _part(shape[0], max(1, math.isqrt(cliques)))
+    width = _part(shape[1], max(1, cliques // height))
+    depth = max(1, cliques // (height * width))
+    for first, top, left in product(
+        range(0, images, depth), range(0, shape[0], height), range(0, shape[1], width)
+    ):
+        yield (
+            slice(first, first + depth),
+            slice(top, min(top + height, shape[0])),
+            slice(left, min(left + width, shape[1])),
+        )
+
+
+def _part(size: int, limit: int) -> int:
+    """The size of a part, if it is split into as few equal parts up to the limit as there can be."""
+    return math.ceil(size / math.ceil(size / limit))
