@@ -9,6 +9,7 @@ Every tenth image is held out; all choices were made on these (:mod:`benchmarks.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,23 +21,33 @@ import patchscore as ps
 from benchmarks.data import gray_images
 from patchscore.priors.convolutional import ConvEnergy
 
-POWER = 0.7
 EVERY = 10
 
 
+class Stage(NamedTuple):
+    """One run of training: its length, its crops and how noise levels are weighted, sigma^power."""
+
+    steps: int
+    crop: int
+    batch_size: int
+    learning_rate: float
+    power: float
+
+
 class Recipe(NamedTuple):
-    """The network and the length of its training."""
+    """The network and its training."""
 
     sides: tuple[int, ...]
     dilations: tuple[int, ...]
     width: int
-    steps: int
-    learning_rate: float
+    stages: tuple[Stage, ...]
 
 
 RECIPES = {
-    "natural-gray": Recipe((7, 3, 3, 3), (1, 2, 3, 3), 64, 18_000, 8e-3),
-    "natural-gray-fast": Recipe((5, 3, 3), (1, 2, 3), 32, 15_000, 8e-3),
+    "natural-gray": Recipe(
+        (7, 3, 3, 3), (1, 2, 3, 3), 64, (Stage(18_000, 80, 4, 8e-3, 0.7), Stage(3_000, 112, 3, 3e-3, 1.0))
+    ),
+    "natural-gray-fast": Recipe((5, 3, 3), (1, 2, 3), 32, (Stage(18_000, 80, 4, 8e-3, 0.7),)),
 }
 CARD = {
     "data": "bsd400 but every tenth: 360 gray crops of 180 x 180 pixels of BSDS500 training photographs,"
@@ -46,13 +57,18 @@ CARD = {
 
 
 def weighted_score_matching(
-    prior: ps.PatchPrior, clean: Tensor, sigma: Tensor, *, generator: torch.Generator
+    prior: ps.PatchPrior,
+    clean: Tensor,
+    sigma: Tensor,
+    *,
+    generator: torch.Generator,
+    power: float = 0.7,
 ) -> Tensor:
-    """E (sigma / sigma_0)^0.7 | sigma s(x + sigma z, sigma) + z |^2, with sigma_0 of 25/255."""
+    """E (sigma / sigma_0)^power | sigma s(x + sigma z, sigma) + z |^2, with sigma_0 of 25/255."""
     z = torch.randn(clean.shape, generator=generator).to(clean)
     levels = sigma[:, None, None, None]
     residual = prior.interior(levels * prior.score(clean + levels * z, sigma) + z)
-    return ((255 / 25 * levels) ** POWER * residual.square()).mean()
+    return ((255 / 25 * levels) ** power * residual.square()).mean()
 
 
 def split() -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -61,27 +77,29 @@ def split() -> tuple[list[np.ndarray], list[np.ndarray]]:
     return [image for k, image in enumerate(images) if k % EVERY], images[::EVERY]
 
 
-def train(recipe: Recipe, images: list[np.ndarray], *, device: str, checkpoint: Path) -> ps.PatchPrior:
-    """A prior learned by this recipe, going on from a checkpoint if there is one."""
+def train(recipe: Recipe, images: list[np.ndarray], *, device: str, out: Path) -> ps.PatchPrior:
+    """A prior learned by this recipe, going on from the checkpoints beside ``out`` if there are any."""
     torch.manual_seed(0)
     network = ConvEnergy(recipe.sides, recipe.dilations, width=recipe.width)
     prior = ps.PatchPrior(network.to(device))
-    ps.fit(
-        prior,
-        images,
-        sigmas=(1 / 255, 60 / 255),
-        crop=80,
-        boundary="symmetric",
-        steps=recipe.steps,
-        batch_size=4,
-        learning_rate=recipe.learning_rate,
-        warmup=100,
-        objective=weighted_score_matching,
-        optimizer="soap",
-        mixed_precision=True,
-        generator=torch.Generator().manual_seed(0),
-        checkpoint=checkpoint,
-    )
+    for number, stage in enumerate(recipe.stages):
+        ps.fit(
+            prior,
+            images,
+            sigmas=(1 / 255, 60 / 255),
+            crop=stage.crop,
+            boundary="symmetric",
+            steps=stage.steps,
+            batch_size=stage.batch_size,
+            learning_rate=stage.learning_rate,
+            warmup=100,
+            objective=partial(weighted_score_matching, power=stage.power),
+            optimizer="soap",
+            mixed_precision=True,
+            generator=torch.Generator().manual_seed(number),
+            checkpoint=out.with_suffix(f".{number}.checkpoint"),
+        )
+    prior.card["stages"] = [stage._asdict() for stage in recipe.stages]
     return prior
 
 
@@ -90,15 +108,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=RECIPES)
     parser.add_argument("--out", type=Path, help="default: NAME.safetensors")
-    parser.add_argument("--steps", type=int, help="default: those of the recipe")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
 
-    recipe = RECIPES[options.name]
-    if options.steps:
-        recipe = recipe._replace(steps=options.steps)
     out = options.out or Path(f"{options.name}.safetensors")
-    prior = train(recipe, split()[0], device=options.device, checkpoint=out.with_suffix(".checkpoint"))
+    prior = train(RECIPES[options.name], split()[0], device=options.device, out=out)
     prior.card |= {"name": options.name, **CARD}
     prior.save(out)
 

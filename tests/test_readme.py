@@ -7,7 +7,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from patchscore.priors.zoo import load_prior
+from patchscore.priors.zoo import bundled_priors, load_prior
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
@@ -29,8 +29,9 @@ def test_the_readme_has_its_examples_and_two_commands() -> None:
     assert [command.split("&&")[1].strip() for command in commands] == ["patchscore demo", "pytest"]
 
 
-def test_the_model_card_counts_the_parameters() -> None:
-    prior = load_prior("natural-gray", "cpu")
+@pytest.mark.parametrize("name", bundled_priors())
+def test_a_model_card_counts_the_parameters(name: str) -> None:
+    prior = load_prior(name, "cpu")
     count = sum(parameter.numel() for parameter in prior.parameters())
     weights = Path(__file__).parent.parent / "patchscore" / "priors" / "weights"
-    assert f"{count:,}".replace(",", " ") in (weights / "natural-gray.md").read_text(encoding="utf-8")
+    assert f"{count:,}".replace(",", " ") in (weights / f"{name}.md").read_text(encoding="utf-8")

@@ -54,13 +54,24 @@ def test_a_saved_prior_comes_back_the_same(network, assembly, trained_on, tmp_pa
     network.trained_on = None
 
 
-def test_a_bundled_prior_is_small_and_has_its_card() -> None:
-    assert ps.bundled_priors() == ["natural-gray"]
-    prior = ps.load_prior("natural-gray", "cpu")
+@pytest.mark.parametrize(
+    ("name", "images"),
+    [("natural-color", "astronaut"), ("natural-gray", "bsd400"), ("natural-gray-fast", "bsd400")],
+)
+def test_a_bundled_prior_is_small_and_has_its_card(name: str, images: str) -> None:
+    assert name in ps.bundled_priors()
+    prior = ps.load_prior(name, "cpu")
     assert prior.network.trained_on == "crops"
+    assert prior.scale_invariant
+    assert prior.network.brightness_invariant
+    assert prior.card["name"] == name
     assert prior.card["training"]["steps"] > 0
-    assert len((WEIGHTS / "natural-gray.safetensors").read_bytes()) < 2e6
-    assert "bsd400" in (WEIGHTS / "natural-gray.md").read_text()
+    assert len((WEIGHTS / f"{name}.safetensors").read_bytes()) < 2e6
+    assert images in (WEIGHTS / f"{name}.md").read_text()
+
+
+def test_every_bundled_prior_is_tested_here() -> None:
+    assert ps.bundled_priors() == ["natural-color", "natural-gray", "natural-gray-fast"]
 
 
 def test_every_truncation_is_refused(saved: Path) -> None:
