@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import matplotlib
 
@@ -14,6 +16,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+
+# The benchmarks are no part of the package; at the end, so that an installed package is what is tested.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 # Threads that wait for each other cost more than these small arrays, and one thread sums in one order.
 torch.set_num_threads(1)
