@@ -45,7 +45,10 @@ class Recipe(NamedTuple):
 
 RECIPES = {
     "natural-gray": Recipe(
-        (7, 3, 3, 3), (1, 2, 3, 3), 64, (Stage(18_000, 80, 4, 8e-3, 0.7), Stage(3_000, 112, 3, 3e-3, 1.0))
+        (7, 3, 3, 3),
+        (1, 2, 3, 3),
+        64,
+        (Stage(18_000, 80, 4, 8e-3, 0.7), Stage(3_000, 112, 3, 3e-3, 1.0)),
     ),
     "natural-gray-fast": Recipe((5, 3, 3), (1, 2, 3), 32, (Stage(18_000, 80, 4, 8e-3, 0.7),)),
 }
