@@ -1,4 +1,4 @@
-"""The command line: python -m benchmarks quality | objectives | phantoms | speed."""
+"""The command line: python -m benchmarks quality | objectives | phantoms | robustness | speed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks import objectives, phantoms, quality, speed, throughput
 from benchmarks.data import prepare_table, write_table
+from benchmarks.robustness import command as robustness
 from patchscore.errors import InputError
 from patchscore.evaluation.baselines import import_bm3d
 
@@ -119,6 +120,16 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=RESULTS / "phantoms.csv", metavar="CSV", help="default: %(default)s"
     )
     disks.set_defaults(run=_phantoms)
+
+    change = commands.add_parser(
+        "robustness",
+        help="what methods lose when content, scanner, gain, geometry or noise change",
+        description="Tune and train every method with the same budget, measure all of them in and out "
+        "of distribution, print the drops and the paired differences, and write a report. A run that "
+        "was stopped goes on where it was when the same command is given again.",
+    )
+    robustness.add_arguments(change, RESULTS)
+    change.set_defaults(run=robustness.main)
 
     fast = commands.add_parser(
         "speed",

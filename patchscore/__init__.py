@@ -7,9 +7,11 @@ from patchscore.inference.diffusion import sample_denoised
 from patchscore.inference.langevin import langevin
 from patchscore.inference.optimize import map_estimate
 from patchscore.inference.posterior import GaussianLikelihood, Identity, Mask, Posterior
+from patchscore.learning.adapt import Adapted, Report, adapt
 from patchscore.learning.fit import fit
 from patchscore.learning.history import History
 from patchscore.learning.mixture import fit_mixture
+from patchscore.learning.surprise import Surprise, expect, surprise
 from patchscore.learning.weight import fit_score_weight
 from patchscore.priors.convolutional import ConvEnergy
 from patchscore.priors.empirical import EmpiricalPatches
@@ -23,6 +25,7 @@ from patchscore.priors.zoo import bundled_priors, load_prior
 __version__ = "0.1.0"
 
 __all__ = [
+    "Adapted",
     "ConvEnergy",
     "EmpiricalPatches",
     "GaussianCliques",
@@ -37,11 +40,15 @@ __all__ = [
     "PatchMLP",
     "PatchPrior",
     "Posterior",
+    "Report",
     "StudentT",
+    "Surprise",
     "TotalVariation",
+    "adapt",
     "bundled_priors",
     "denoise",
     "epll",
+    "expect",
     "fit",
     "fit_mixture",
     "fit_score_weight",
@@ -49,4 +56,5 @@ __all__ = [
     "load_prior",
     "map_estimate",
     "sample_denoised",
+    "surprise",
 ]

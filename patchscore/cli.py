@@ -14,12 +14,13 @@ import torch
 from tqdm import tqdm
 
 import patchscore
-from patchscore.denoising import denoise, estimated_sigma
+from patchscore.denoising import denoise
 from patchscore.errors import InputError
 from patchscore.files import ImageFile, check_writable, image_files, read_image, write_image
 from patchscore.images import numeric_array, training_images
 from patchscore.learning.fit import fit
-from patchscore.noise import check_noise_level
+from patchscore.learning.surprise import KEY as SURPRISE_KEY
+from patchscore.noise import check_noise_level, estimated_sigma
 from patchscore.priors.networks import PatchEnergy
 from patchscore.priors.prior import PatchPrior
 from patchscore.priors.zoo import bundled_priors, find_device, load_prior
@@ -70,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
         help=f"a prior file, or one of: {', '.join(bundled_priors())} (default: %(default)s)",
     )
     clean.add_argument(
+        "--adapt",
+        action="store_true",
+        help="let the prior learn from each noisy image itself, for up to a minute",
+    )
+    clean.add_argument(
         "--std",
         metavar="OUT",
         type=Path,
@@ -78,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     clean.add_argument(
         "--samples", type=int, help="posterior samples behind the standard deviation (default: 16)"
     )
-    clean.add_argument("--seed", type=int, default=0, help="of the samples (default: %(default)s)")
+    clean.add_argument(
+        "--seed", type=int, default=0, help="of the adaptation and the samples (default: %(default)s)"
+    )
     _add_device(clean)
     clean.set_defaults(run=_denoise)
 
@@ -267,7 +275,9 @@ def _info(options: argparse.Namespace) -> int:
     print(f"assembly: {prior.assembly}    boundary: {prior.boundary}")
     print("network: " + json.dumps(network.settings()))
     for title, content in prior.card.items():
-        if isinstance(content, dict):
+        if title == SURPRISE_KEY:
+            print(f"{title}: knows what to expect of images")
+        elif isinstance(content, dict):
             print(f"{title}:")
             for name, value in content.items():
                 print(f"    {name}: {json.dumps(value)}")

@@ -22,7 +22,8 @@ from torch import Tensor
 from patchscore.errors import InputError
 from patchscore.images import numeric_array
 from patchscore.inference.diffusion import sample_denoised
-from patchscore.noise import check_noise_level
+from patchscore.learning.adapt import adapt as adapt_prior
+from patchscore.noise import check_noise_level, estimated_sigma
 from patchscore.priors.prior import PatchPrior
 from patchscore.priors.zoo import find_device, load_prior
 
@@ -35,7 +36,10 @@ def denoise(
     prior: str | Path | PatchPrior = ...,
     channel_axis: int | None = ...,
     device: str | torch.device = ...,
+    adapt: bool = ...,
     return_std: Literal[False] = ...,
+    generator: torch.Generator | None = ...,
+    progress: bool = ...,
 ) -> np.ndarray: ...
 
 
@@ -47,6 +51,7 @@ def denoise(
     prior: str | Path | PatchPrior = ...,
     channel_axis: int | None = ...,
     device: str | torch.device = ...,
+    adapt: bool = ...,
     return_std: Literal[True],
     samples: int = ...,
     generator: torch.Generator | None = ...,
@@ -61,6 +66,7 @@ def denoise(
     prior: str | Path | PatchPrior = "natural-gray",
     channel_axis: int | None = None,
     device: str | torch.device = "auto",
+    adapt: bool = False,
     return_std: bool = False,
     samples: int = 16,
     generator: torch.Generator | None = None,
@@ -84,6 +90,10 @@ def denoise(
         itself.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"``, ... A :class:`PatchPrior` stays where it is on ``"auto"``.
+    adapt
+        Whether the prior first learns from the noisy image itself, for up to a minute
+        (:func:`patchscore.adapt`, which also tells what was seen). It is kept as it is where that would
+        not help; what may be wrong with the image or its noise level is a warning.
     return_std
         Whether to return the posterior standard deviation of every pixel as well. It takes about 40
         times as long as the estimate for each of the samples.
@@ -91,9 +101,9 @@ def denoise(
         Posterior samples that the standard deviation is taken of: known to 1 / sqrt(2 (samples - 1)) of
         itself at each pixel, 18 % for 16.
     generator
-        Of the samples; seed 0 if not given.
+        Of the adaptation and the samples; seed 0 if not given.
     progress
-        Whether a progress bar is shown while samples are drawn.
+        Whether progress bars are shown.
 
     Returns
     -------
@@ -122,6 +132,7 @@ def denoise(
         raise InputError(f"samples is {samples!r}; a standard deviation needs two or more.")
     sigma = estimated_sigma(array, channel_axis) if sigma is None else float(sigma)
     prior = _on_device(prior, device)
+    generator = generator or torch.Generator().manual_seed(0)
     network = prior.network
     if network.channels not in (1, len(channels)):
         raise InputError(
@@ -137,6 +148,8 @@ def denoise(
         )
         return (array.astype(dtype), np.zeros_like(array, dtype)) if return_std else array.astype(dtype)
 
+    if adapt:
+        prior = _adapted(prior, channels, sigma, generator, progress)
     # By the invariances this changes nothing but rounding: float32 then serves for any unit.
     offset = channels.mean(dtype=np.float64) if network.brightness_invariant else 0.0
     unit = sigma if prior.scale_invariant else 1.0
@@ -156,20 +169,10 @@ def denoise(
         estimate = in_unit_of_image(prior.denoise(y, sigma / unit), offset)
     if not return_std:
         return estimate
-    generator = generator or torch.Generator().manual_seed(0)
     chain = sample_denoised(
         prior, y, sigma / unit, samples, keep="moments", generator=generator, progress=progress
     )
     return estimate, in_unit_of_image(chain.std, 0.0)
-
-
-def estimated_sigma(array: np.ndarray, channel_axis: int | None = None) -> float:
-    """The noise level of an image, in its unit, averaged over channels; zero if it is only rounding."""
-    from skimage.restoration import estimate_sigma
-
-    values = array.astype(np.float64)
-    sigma = float(estimate_sigma(values, channel_axis=channel_axis, average_sigmas=True))
-    return sigma if sigma > 10 * np.finfo(np.float64).eps * np.abs(values).max() else 0.0
 
 
 def _channels_first(array: np.ndarray, channel_axis: int | None) -> np.ndarray:
@@ -190,6 +193,18 @@ def _channels_first(array: np.ndarray, channel_axis: int | None) -> np.ndarray:
             "dimensions and one of them."
         )
     return np.moveaxis(array, channel_axis, 0)
+
+
+def _adapted(
+    prior: PatchPrior, channels: np.ndarray, sigma: float, generator: torch.Generator, progress: bool
+) -> PatchPrior:
+    """The prior adapted to (C, H, W): to each channel as an image if it is for one channel."""
+    y = torch.from_numpy(channels.astype(np.float64))
+    images = list(y[:, None]) if prior.network.channels == 1 else [y]
+    adapted, report = adapt_prior(prior, images, sigma, generator=generator, progress=progress)
+    for text in report.warnings:
+        warnings.warn(text, stacklevel=3)
+    return adapted
 
 
 def _on_device(prior: str | Path | PatchPrior, device: str | torch.device) -> PatchPrior:

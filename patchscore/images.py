@@ -45,14 +45,16 @@ def numeric_array(image: Any, *, name: str = "the image") -> np.ndarray:
     return array
 
 
-def training_images(source: ImageSource, *, channels: int, smallest: int) -> list[Tensor]:
+def training_images(
+    source: ImageSource, *, channels: int, smallest: int, constant: bool = False
+) -> list[Tensor]:
     """The images of a training set as (C, H, W) float tensors, each checked.
 
     Raises
     ------
     InputError
-        Naming the image that is not finite, constant, smaller than ``smallest`` on a side, or of
-        another number of channels; or if there is none.
+        Naming the image that is not finite, constant (unless it may be), smaller than ``smallest`` on a
+        side, or of another number of channels; or if there is none.
     """
     images = []
     for name, array in _named_arrays(source):
@@ -74,7 +76,7 @@ def training_images(source: ImageSource, *, channels: int, smallest: int) -> lis
                 f"{name} is {array.shape[0]} x {array.shape[1]} pixels, smaller than the crop of "
                 f"{smallest}; leave it out or lower the crop."
             )
-        if array.min() == array.max():
+        if array.min() == array.max() and not constant:
             raise InputError(
                 f"{name} is constant ({array.min()} everywhere): there is nothing to learn from it, and "
                 "it is usually a sign of a failed export; leave it out."

@@ -62,3 +62,12 @@ def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
     """N(0, I) in the shape, dtype and device of a tensor; drawn where the generator is."""
     z = torch.randn(like.shape, dtype=like.dtype, device=generator.device, generator=generator)
     return z.to(like.device)
+
+
+def estimated_sigma(array: np.ndarray, channel_axis: int | None = None) -> float:
+    """The noise level of an image, in its unit, averaged over channels; zero if it is only rounding."""
+    from skimage.restoration import estimate_sigma
+
+    values = array.astype(np.float64)
+    sigma = float(estimate_sigma(values, channel_axis=channel_axis, average_sigmas=True))
+    return sigma if sigma > 10 * np.finfo(np.float64).eps * np.abs(values).max() else 0.0

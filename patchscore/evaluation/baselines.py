@@ -1,6 +1,9 @@
-"""Classical denoisers to compare with, behind one signature: (noisy, sigma) -> denoised.
+"""Denoisers to compare with, behind one signature: (noisy, sigma) -> denoised.
 
     total variation    argmin_x  1/2 |x - y|^2 + w sigma sum_i |(D x)_i|
+    non-local means    x_i = sum_j w_ij y_j / sum_j w_ij,   w_ij = exp(-max(d_ij - 2, 0) / h^2),
+                       d_ij the mean square difference of the patches around i and j, over sigma^2
+    wavelets           soft thresholds t = sigma^2 / std(clean) in every subband, over all small shifts
     BM3D               groups of similar blocks, shrunk together in a 3-D transform domain, twice
 
 Images are (H, W) in any unit, sigma is in that unit, and the estimate is float64 in it. The packages
@@ -8,28 +11,47 @@ see (y - mean(y)) / sigma, so gain and offset change nothing but rounding:
 
     f(a y + c, a sigma) = a f(y, sigma) + c
 
+What works on tensors gets the same signature from :func:`on_arrays`: EPLL, priors, samplers.
+
 References: Rudin, Osher and Fatemi, Physica D 60 (1992); Chambolle, J. Math. Imaging Vis. 20 (2004);
-Dabov, Foi, Katkovnik and Egiazarian, IEEE Trans. Image Processing 16 (2007); Makinen, Azzari and Foi,
-IEEE Trans. Image Processing 29 (2020), which is what the ``bm3d`` package implements.
+Buades, Coll and Morel, CVPR 2005; Chang, Yu and Vetterli, IEEE Trans. Image Processing 9 (2000)
+(BayesShrink); Coifman and Donoho, Lecture Notes in Statistics 103 (1995) (cycle spinning); Dabov, Foi,
+Katkovnik and Egiazarian, IEEE Trans. Image Processing 16 (2007); Makinen, Azzari and Foi, IEEE Trans.
+Image Processing 29 (2020), which is what the ``bm3d`` package implements.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pywt
+import torch
 from scipy.optimize import minimize_scalar
-from skimage.restoration import denoise_tv_chambolle
+from skimage.restoration import cycle_spin, denoise_nl_means, denoise_tv_chambolle, denoise_wavelet
+from torch import Tensor
 
 from patchscore.errors import InputError
 from patchscore.images import numeric_array
+from patchscore.inference.diffusion import LEVELS, sample_denoised
+from patchscore.inference.posterior import ScoreModel
+from patchscore.noise import check_noise_level
 
 # Enough that the tolerance decides when to stop.
 TV_ITERATIONS = 2000
 ORACLE_TOLERANCE = 1e-5
 ORACLE_WEIGHTS = 0.02, 50.0
 BM3D_BLOCK = 8
+# The best of what was tried on training images (photographs, sigma 15, 25 and 50 of 255): patches of 3,
+# 5 and 7 in windows of 15 and 23; BayesShrink and VisuShrink, soft and hard, Haar to Daubechies 8.
+NLM_PATCH, NLM_REACH = 5, 7
+WAVELET, WAVELET_LEVELS, WAVELET_SHIFTS = "db2", 4, 3
+# Of one number: values that are tried first, and then by a bounded search over its logarithm.
+GRID, SEARCH, SEARCH_TOLERANCE = 9, 16, 0.01
+
+Denoiser = Callable[[np.ndarray, float], np.ndarray]
 
 
 def total_variation(
@@ -60,9 +82,7 @@ def total_variation(
     Fails on texture, which it flattens, and on slopes, which it turns into stairs.
     """
     y, mean = _standardized(noisy, sigma)
-    for name, value in (("weight", weight), ("tolerance", tolerance)):
-        if not 0 < value < math.inf:
-            raise InputError(f"{name} is {value}; expected a positive number.")
+    _check_positive(weight=weight, tolerance=tolerance)
     x = denoise_tv_chambolle(y, weight=weight, eps=tolerance, max_num_iter=TV_ITERATIONS)
     return np.asarray(x * sigma + mean)
 
@@ -99,6 +119,123 @@ def oracle_weight(noisy: np.ndarray, sigma: float, clean: np.ndarray) -> float:
     bounds = np.log(ORACLE_WEIGHTS)
     best = minimize_scalar(error, bounds=bounds, method="bounded", options={"xatol": 0.01})
     return math.exp(best.x)
+
+
+def tuned(
+    denoiser: Callable[[np.ndarray, float, float], np.ndarray],
+    images: Sequence[np.ndarray],
+    sigma: float,
+    *,
+    bounds: tuple[float, float],
+    seed: int = 0,
+) -> float:
+    """The one number of a method that has the best average PSNR on clean training images.
+
+    At most 25 evaluations, with the same noise in each: 9 values at equal ratios, and a bounded search
+    between the neighbours of the best.
+
+    Parameters
+    ----------
+    denoiser
+        (noisy, sigma, number) -> denoised; for the weight of total variation ``lambda y, sigma, weight:
+        total_variation(y, sigma, weight=weight, tolerance=1e-5)``.
+    images, sigma
+        Clean, (H, W) each, and the noise level to tune for, in one unit.
+    bounds
+        The smallest and the largest value, positive.
+    seed
+        Of the noise.
+
+    Raises
+    ------
+    InputError
+        If there are no images, or a number is not positive.
+
+    Notes
+    -----
+    Fails to find an optimum between two values of the grid that are both worse than a third, such as
+    those of a quality that jumps: total variation has to be solved well.
+    """
+    low, high = bounds
+    if not 0 < low < high < math.inf or not images:
+        raise InputError(
+            f"bounds are {bounds} with {len(images)} images; expected two positive numbers, the smaller "
+            "one first, and at least one image."
+        )
+    check_noise_level(sigma)
+    rng = np.random.default_rng(seed)
+    pairs = [(clean, clean + sigma * rng.standard_normal(clean.shape)) for clean in images]
+
+    def error(log_number: float) -> float:
+        """Minus the average PSNR, up to a factor and a constant."""
+        number = math.exp(log_number)
+        squares = [np.mean((denoiser(noisy, sigma, number) - clean) ** 2) for clean, noisy in pairs]
+        return float(np.mean(np.log(squares)))
+
+    grid = np.linspace(math.log(low), math.log(high), GRID)
+    errors = [error(log_number) for log_number in grid]
+    k = int(np.argmin(errors))
+    around = grid[max(k - 1, 0)], grid[min(k + 1, GRID - 1)]
+    options = {"xatol": SEARCH_TOLERANCE, "maxiter": SEARCH}
+    best = minimize_scalar(error, bounds=around, method="bounded", options=options)
+    return math.exp(best.x if best.fun < errors[k] else grid[k])
+
+
+def non_local_means(noisy: np.ndarray, sigma: float, *, strength: float = 0.6) -> np.ndarray:
+    """Average pixels whose 5 x 5 patches look alike, within 7 pixels: (H, W) -> (H, W).
+
+    Parameters
+    ----------
+    noisy
+        (H, W), in any unit.
+    sigma
+        The noise level, in that unit.
+    strength
+        h in units of sigma, without unit itself: 0.6 is best for photographs at sigma 15 to 50 of 255.
+
+    Raises
+    ------
+    InputError
+        If the image is not two-dimensional and finite, or a number is not positive.
+
+    Notes
+    -----
+    Fails where nothing repeats nearby: such pixels keep their noise. This is scikit-image's fast mode,
+    which adds up 16 of the 25 squares of a patch and sets weights below exp(-5) to zero.
+    """
+    y, mean = _standardized(noisy, sigma)
+    _check_positive(strength=strength)
+    x = denoise_nl_means(
+        y, patch_size=NLM_PATCH, patch_distance=NLM_REACH, h=strength, sigma=1.0, fast_mode=True
+    )
+    return np.asarray(x * sigma + mean)
+
+
+def wavelets(noisy: np.ndarray, sigma: float) -> np.ndarray:
+    """Shrink wavelet coefficients (BayesShrink), averaged over 4 x 4 shifts: (H, W) -> (H, W).
+
+    Daubechies wavelets of two vanishing moments on up to four levels. There is nothing to tune.
+
+    Raises
+    ------
+    InputError
+        If the image is not two-dimensional and finite or has fewer than 6 pixels on a side, or sigma is
+        not positive.
+
+    Notes
+    -----
+    Fails near the border, as shifts are circular, and leaves ripples beside edges.
+    """
+    y, mean = _standardized(noisy, sigma)
+    levels = min(WAVELET_LEVELS, pywt.dwtn_max_level(y.shape, WAVELET))
+    if levels == 0:
+        raise InputError(
+            f"the image is {y.shape[0]} x {y.shape[1]} pixels, too small for one level of wavelets "
+            "(6 x 6); use a larger image."
+        )
+    settings = {"sigma": 1.0, "wavelet": WAVELET, "wavelet_levels": levels, "method": "BayesShrink"}
+    x = cycle_spin(y, denoise_wavelet, max_shifts=WAVELET_SHIFTS, workers=1, func_kw=settings)
+    return np.asarray(x * sigma + mean)
 
 
 def bm3d(noisy: np.ndarray, sigma: float) -> np.ndarray:
@@ -154,8 +291,60 @@ def import_bm3d() -> Any:
     return package
 
 
+def on_arrays(restore: Callable[[Tensor, float], Tensor], like: Tensor) -> Denoiser:
+    """What works on tensors (1, 1, H, W), as a denoiser of arrays (H, W), in the unit that they are in.
+
+    Parameters
+    ----------
+    restore
+        (tensor, sigma) -> tensor: ``prior.denoise`` for the one-step estimate,
+        ``partial(epll, mixture=mixture)``, or :func:`mean_of_samples` with its options bound.
+    like
+        Of the precision and on the device that it works on, such as ``prior.network.like``.
+    """
+
+    def denoised(noisy: np.ndarray, sigma: float) -> np.ndarray:
+        y = torch.from_numpy(_checked(noisy, sigma)).to(like)
+        with torch.no_grad():
+            return restore(y[None, None], sigma)[0, 0].double().cpu().numpy()
+
+    return denoised
+
+
+def mean_of_samples(
+    noisy: Tensor,
+    sigma: float,
+    *,
+    prior: ScoreModel,
+    samples: int,
+    levels: int = LEVELS,
+    generator: torch.Generator,
+) -> Tensor:
+    """The average of posterior samples by the reverse diffusion from the noisy image on; of 1, a sample.
+
+    (B, C, H, W) -> (B, C, H, W). The prior has to know the noise levels from sigma down to 1/25 of it:
+    see :func:`patchscore.sample_denoised`, also for the errors.
+    """
+    return sample_denoised(
+        prior, noisy, sigma, samples, levels=levels, keep="moments", generator=generator, progress=False
+    ).mean
+
+
+def _check_positive(**numbers: float) -> None:
+    for name, value in numbers.items():
+        if not 0 < value < math.inf:
+            raise InputError(f"{name} is {value}; expected a positive number.")
+
+
 def _standardized(noisy: np.ndarray, sigma: float) -> tuple[np.ndarray, float]:
-    """Check what comes in through the door of all denoisers; (y - mean(y)) / sigma and mean(y)."""
+    """(y - mean(y)) / sigma and mean(y)."""
+    y = _checked(noisy, sigma)
+    mean = float(y.mean())
+    return (y - mean) / sigma, mean
+
+
+def _checked(noisy: np.ndarray, sigma: float) -> np.ndarray:
+    """What comes in through the door of all denoisers, as float64."""
     noisy = numeric_array(noisy, name="the noisy image").astype(np.float64)
     if noisy.ndim != 2:
         raise InputError(
@@ -163,5 +352,4 @@ def _standardized(noisy: np.ndarray, sigma: float) -> tuple[np.ndarray, float]:
         )
     if not 0 < sigma < math.inf:
         raise InputError(f"sigma is {sigma}; a noise level is positive and finite.")
-    mean = float(noisy.mean())
-    return (noisy - mean) / sigma, mean
+    return noisy

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from patchscore.errors import InputError
-from patchscore.priors.cliques import Clique, TrainedOn
+from patchscore.priors.trainable import ScoreNetwork, TrainedOn
 from patchscore.storage import load_tensors, save_tensors
 
 KIND = "patchscore training checkpoint"
@@ -25,7 +25,7 @@ class TrainingState:
 
     def __init__(
         self,
-        network: Clique,
+        network: ScoreNetwork,
         generator: torch.Generator,
         settings: dict[str, Any],
         total_steps: int,
@@ -88,7 +88,7 @@ class TrainingState:
     def read(
         cls,
         path: Path,
-        network: Clique,
+        network: ScoreNetwork,
         generator: torch.Generator,
         settings: dict[str, Any],
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] = torch.optim.Adam,

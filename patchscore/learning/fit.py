@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -32,9 +32,8 @@ from patchscore.learning.checkpoint import TrainingState
 from patchscore.learning.history import History
 from patchscore.learning.matching import denoising_score_matching
 from patchscore.learning.soap import SOAP
-from patchscore.priors.cliques import TrainedOn
 from patchscore.priors.patches import Boundary
-from patchscore.priors.prior import PatchPrior
+from patchscore.priors.trainable import Trainable
 from patchscore.storage import check_destination
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "soap": SOAP}
@@ -42,18 +41,21 @@ STEPS_BETWEEN_REPORTS = 50
 SECONDS_OF_TIMING = 2.0
 MOST_TIMED = 1000
 
+Prior = TypeVar("Prior", bound=Trainable)
+Prior_contra = TypeVar("Prior_contra", bound=Trainable, contravariant=True)
 
-class Objective(Protocol):
+
+class Objective(Protocol[Prior_contra]):
     """What is minimised: a scalar from crops (B, C, h, w) and noise levels (B,)."""
 
     def __call__(
-        self, prior: PatchPrior, crops: Tensor, sigma: Tensor, /, *, generator: torch.Generator
+        self, prior: Prior_contra, crops: Tensor, sigma: Tensor, /, *, generator: torch.Generator
     ) -> Tensor:
         """The scalar."""
 
 
 def fit(
-    prior: PatchPrior,
+    prior: Prior,
     images: ImageSource,
     *,
     sigmas: tuple[float, float],
@@ -65,7 +67,7 @@ def fit(
     learning_rate: float = 2e-3,
     warmup: int = 0,
     average: float = 0.999,
-    objective: Objective = denoising_score_matching,
+    objective: Objective[Prior] = denoising_score_matching,
     optimizer: Literal["adam", "soap"] = "adam",
     mixed_precision: bool = False,
     generator: torch.Generator | None = None,
@@ -78,8 +80,10 @@ def fit(
     Parameters
     ----------
     prior
-        Its network is trained on the device and in the precision that it is in. Its assembly must fit
-        the crops: ``"sum"`` for crops of at least 2 P - 1 pixels, ``"mean"`` for crops of P.
+        Its network is trained on the device and in the precision that it is in. The assembly of a
+        :class:`PatchPrior` must fit the crops: ``"sum"`` for crops of at least 2 P - 1 pixels,
+        ``"mean"`` for crops of P. Or a network for whole images
+        (:class:`~patchscore.evaluation.networks.WholeImagePrior`), which takes any crops.
     images
         An array (N, H, W) or (N, H, W, C), a tensor (N, C, H, W), a list of arrays or tensors that may
         differ in size, or a folder of image files. Finite, not constant, at least as large as the crop.
@@ -91,7 +95,7 @@ def fit(
     boundary
         What lies beyond a crop. ``"open"``: nothing, and only pixels that have all their cliques count.
         ``"symmetric"``: its mirror image, and all pixels count: cheaper where cliques see far, at the
-        price of a slight bias.
+        price of a slight bias. A network for whole images pads as it does, whatever is said here.
     steps, minutes
         How long: exactly one of the two. Minutes are turned into steps once, from the time that a few
         steps take on a copy, so that the schedule is known and a resumed run follows it.
@@ -140,13 +144,13 @@ def fit(
     network = prior.network
     if not any(True for _ in network.parameters()):
         raise InputError(f"{type(network).__name__} has no parameters, so there is nothing to train.")
-    trained_on = _trained_on(prior, crop, boundary)
+    trained_on = prior.becomes(crop, boundary)
     path = Path(checkpoint) if checkpoint is not None else None
     if path is not None:
         check_destination(path)
     data = training_images(images, channels=network.channels, smallest=crop)
     run = {
-        "network": network.settings(),
+        "network": prior.network_settings(),
         "dtype": str(network.like.dtype).removeprefix("torch."),
         "images": len(data),
         "digest": _digest(data),
@@ -167,7 +171,7 @@ def fit(
         ),
     }
 
-    def next_loss(view: PatchPrior, generator: torch.Generator) -> Tensor:
+    def next_loss(view: Prior, generator: torch.Generator) -> Tensor:
         clean = torch.stack([random_crop(data, crop, generator) for _ in range(batch_size)])
         u = torch.rand(batch_size, generator=generator, dtype=torch.float64)
         sigma = low * (high / low) ** u
@@ -197,7 +201,8 @@ def fit(
     if path is not None:
         state.write(path)
     state.keep_average(trained_on)
-    prior.card |= {
+    # What was expected of noisy images before (ps.surprise) is out of date.
+    prior.card = {name: entry for name, entry in prior.card.items() if name != "surprise"} | {
         "training": {**run, "steps": state.total_steps, "seconds": round(state.seconds)},
         "trained": date.today().isoformat(),
     }
@@ -262,20 +267,6 @@ def _check(
         )
 
 
-def _trained_on(prior: PatchPrior, crop: int, boundary: Boundary) -> TrainedOn:
-    """What crops of this size make of the network, or an error if it is not how it is assembled."""
-    side = max(prior.network.patch_shape)
-    if crop == side and prior.assembly == "mean":
-        return "patches"
-    if crop >= (2 * side - 1 if boundary == "open" else side) and prior.assembly == "sum":
-        return "crops"
-    raise InputError(
-        f"crops of {crop} do not fit patches of {side} assembled by {prior.assembly!r}. For a clique "
-        f'potential use assembly="sum" and crops of at least {2 * side - 1}, so that some pixel has all '
-        f'its cliques; for the score of the patch marginal use assembly="mean" and crops of {side}.'
-    )
-
-
 def _half_cosine(learning_rate: float, steps: int, warmup: int) -> np.ndarray:
     step = np.arange(steps)
     rates: np.ndarray = 0.5 * learning_rate * (1 + np.cos(np.pi * step / steps))
@@ -296,8 +287,8 @@ def _digest(data: Sequence[Tensor]) -> str:
 
 def _steps_in(
     seconds: float,
-    view: PatchPrior,
-    next_loss: Callable[[PatchPrior, torch.Generator], Tensor],
+    view: Prior,
+    next_loss: Callable[[Prior, torch.Generator], Tensor],
     generator: torch.Generator,
     optimizer: str,
 ) -> int:

@@ -28,7 +28,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from patchscore.priors.prior import PatchPrior
+from patchscore.priors.trainable import Trainable
 
 # The noise that Noise2Score adds, as a fraction of the noise that is there.
 LEAST_ADDED, MOST_ADDED = 0.1, 1.0
@@ -42,7 +42,7 @@ class Score(Protocol):
 
 
 def denoising_score_matching(
-    prior: PatchPrior, clean: Tensor, sigma: Tensor, *, generator: torch.Generator
+    prior: Trainable, clean: Tensor, sigma: Tensor, *, generator: torch.Generator
 ) -> Tensor:
     """E | sigma s(x + sigma z, sigma) + z |^2, from clean images.
 
@@ -60,7 +60,7 @@ def denoising_score_matching(
 
 
 def explicit_score_matching(
-    prior: PatchPrior, clean: Tensor, sigma: Tensor, *, generator: torch.Generator, target: Score
+    prior: Trainable, clean: Tensor, sigma: Tensor, *, generator: torch.Generator, target: Score
 ) -> Tensor:
     """F(s) itself: sigma^2 E | s(y, sigma) - target(y, sigma) |^2.
 
@@ -75,7 +75,7 @@ def explicit_score_matching(
 
 
 def implicit_score_matching(
-    prior: PatchPrior, clean: Tensor, sigma: Tensor, *, generator: torch.Generator
+    prior: Trainable, clean: Tensor, sigma: Tensor, *, generator: torch.Generator
 ) -> Tensor:
     """sigma^2 E [ |s(y, sigma)|^2 + 2 div s(y, sigma) ], with the exact divergence.
 
@@ -93,7 +93,7 @@ def implicit_score_matching(
 
 
 def sliced_score_matching(
-    prior: PatchPrior, clean: Tensor, sigma: Tensor, *, generator: torch.Generator
+    prior: Trainable, clean: Tensor, sigma: Tensor, *, generator: torch.Generator
 ) -> Tensor:
     """:func:`implicit_score_matching` with the divergence by a random projection, E[v' (ds/dy) v].
 
@@ -105,7 +105,7 @@ def sliced_score_matching(
     return _implicit(prior, score, _projected_divergence(prior, y, score, generator), sigma)
 
 
-def sure(prior: PatchPrior, noisy: Tensor, sigma: Tensor, *, generator: torch.Generator) -> Tensor:
+def sure(prior: Trainable, noisy: Tensor, sigma: Tensor, *, generator: torch.Generator) -> Tensor:
     """Stein's unbiased estimate of E | denoise(y) - x |^2 / sigma^2, from noisy images alone.
 
     For y = x + sigma z with any x, and denoise(y) = y + sigma^2 s(y, sigma),
@@ -122,9 +122,7 @@ def sure(prior: PatchPrior, noisy: Tensor, sigma: Tensor, *, generator: torch.Ge
     return 1 + _implicit(prior, score, _projected_divergence(prior, y, score, generator), sigma)
 
 
-def noise2score(
-    prior: PatchPrior, noisy: Tensor, sigma: Tensor, *, generator: torch.Generator
-) -> Tensor:
+def noise2score(prior: Trainable, noisy: Tensor, sigma: Tensor, *, generator: torch.Generator) -> Tensor:
     """E | tau s(y + tau z, (sigma^2 + tau^2)^(1/2)) + z |^2, from noisy images alone.
 
     Denoising score matching that takes the noisy images for clean ones: more noise of level tau makes
@@ -148,7 +146,7 @@ def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
     return z.to(like.device)
 
 
-def _differentiable_score(prior: PatchPrior, y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+def _differentiable_score(prior: Trainable, y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """y and s(y, sigma), ready for a divergence: in full precision, which differences of terms need."""
     y = y.detach().requires_grad_()
     with torch.autocast(y.device.type, enabled=False):
@@ -156,7 +154,7 @@ def _differentiable_score(prior: PatchPrior, y: Tensor, sigma: Tensor) -> tuple[
 
 
 def _projected_divergence(
-    prior: PatchPrior, y: Tensor, score: Tensor, generator: torch.Generator
+    prior: Trainable, y: Tensor, score: Tensor, generator: torch.Generator
 ) -> Tensor:
     """v' (ds/dy) v per pixel of the interior, for a random sign v there: (B,)."""
     signs = torch.randint(0, 2, score.shape, generator=generator, device=generator.device)
@@ -171,7 +169,7 @@ def _quadratic(y: Tensor, score: Tensor, v: Tensor) -> Tensor:
     return (gradient * v).flatten(1).sum(1)
 
 
-def _implicit(prior: PatchPrior, score: Tensor, divergence: Tensor, sigma: Tensor) -> Tensor:
+def _implicit(prior: Trainable, score: Tensor, divergence: Tensor, sigma: Tensor) -> Tensor:
     """sigma^2 (|s|^2 + 2 div s) per pixel, from the divergence per pixel of every image."""
     squared = prior.interior(score).square().flatten(1).mean(1)
     return (sigma**2 * (squared + 2 * divergence)).mean()

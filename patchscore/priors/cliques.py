@@ -8,28 +8,25 @@ Patches are (B, n, L): n = C P_1 P_2 pixels, L patches of each of B images; sigm
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from patchscore.errors import InputError
 from patchscore.priors.engines.layers import Precision
 from patchscore.priors.patches import Boundary, PatchGrid
+from patchscore.priors.trainable import ScoreNetwork
 
-TrainedOn = Literal["patches", "crops"]
 
-
-class Clique(nn.Module, ABC):
-    """A score for patches. It holds at least one floating-point parameter or buffer.
+class Clique(ScoreNetwork):
+    """A score for patches.
 
     Attributes
     ----------
     patch_shape, channels : the patches that it takes
     trained_on
-        ``"patches"`` if it knows the marginal of a patch, ``"crops"`` if it is a clique potential, None
-        if it does not say.
+        As of :class:`~patchscore.priors.trainable.ScoreNetwork`; ``"crops"`` makes a clique potential.
     scale_invariant
         Whether a s_V(a v; a sigma) = s_V(v; sigma) for every a > 0.
     brightness_invariant
@@ -37,8 +34,6 @@ class Clique(nn.Module, ABC):
     """
 
     patch_shape: tuple[int, int]
-    channels: int
-    trained_on: TrainedOn | None = None
     scale_invariant: bool = False
     brightness_invariant: bool = False
 
@@ -59,15 +54,6 @@ class Clique(nn.Module, ABC):
         """
         grid = PatchGrid(x.shape[-2:], self.patch_shape, boundary)
         return grid.apply(x, sigma, self.scorer())
-
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """The arguments that build it again, before its tensors are loaded; as JSON can hold them."""
-
-    @property
-    def like(self) -> Tensor:
-        """A tensor of its dtype, on its device."""
-        return next(t for t in (*self.parameters(), *self.buffers()) if t.is_floating_point())
 
 
 class Potential(Clique):

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from patchscore.errors import InputError
-from patchscore.noise import noise_levels
 from patchscore.priors.assembly import (
     center_score,
     kikuchi_energy,
@@ -40,6 +39,7 @@ from patchscore.priors.gaussian import GaussianPatches
 from patchscore.priors.mixture import GaussianMixture
 from patchscore.priors.networks import PatchEnergy, PatchMLP
 from patchscore.priors.patches import Boundary, PatchGrid
+from patchscore.priors.trainable import TrainedOn, check_images
 from patchscore.storage import load_tensors, save_tensors
 
 Assembly = Literal["sum", "mean", "center", "partition", "kikuchi"]
@@ -148,11 +148,11 @@ class PatchPrior(nn.Module):
 
         Raises :class:`InputError` for a wrong shape, dtype or noise level. NaN is not looked for.
         """
-        return self._score(x, self._check(x, sigma))
+        return self._score(x, check_images(x, sigma, self.network))
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """The one-step posterior mean E[clean | x], x + sigma^2 s(x, sigma): (B, C, H, W)."""
-        sigma = self._check(x, sigma)
+        sigma = check_images(x, sigma, self.network)
         score, variance = self._score(x, sigma), sigma[:, None, None, None] ** 2
         if score.requires_grad:
             return torch.addcmul(x, variance, score)
@@ -169,7 +169,7 @@ class PatchPrior(nn.Module):
         Raises :class:`InputError` if the score is not a gradient: a network without a potential, or
         the mean over an ``"open"`` boundary.
         """
-        sigma = self._check(x, sigma)
+        sigma = check_images(x, sigma, self.network)
         if not isinstance(self.network, Potential):
             raise InputError(
                 f"{type(self.network).__name__} has no potential, so there is no log_prob; use "
@@ -204,6 +204,24 @@ class PatchPrior(nn.Module):
             for side, size in zip(self.network.patch_shape, x.shape[-2:], strict=True)
         )
         return x[..., rows, columns]
+
+    def network_settings(self) -> dict[str, Any]:
+        """The arguments that build the network again; a checkpoint of others is refused."""
+        return self.network.settings()
+
+    def becomes(self, crop: int, boundary: Boundary) -> TrainedOn:
+        """What crops of this size make of the network; an error if it is not how it is assembled."""
+        side = max(self.network.patch_shape)
+        if crop == side and self.assembly == "mean":
+            return "patches"
+        if crop >= (2 * side - 1 if boundary == "open" else side) and self.assembly == "sum":
+            return "crops"
+        raise InputError(
+            f"crops of {crop} do not fit patches of {side} assembled by {self.assembly!r}. For a clique "
+            f'potential use assembly="sum" and crops of at least {2 * side - 1}, so that some pixel has '
+            f'all its cliques; for the score of the patch marginal use assembly="mean" and crops of '
+            f"{side}."
+        )
 
     def with_boundary(self, boundary: Boundary) -> PatchPrior:
         """The same network under another boundary; its parameters are shared, not copied."""
@@ -323,23 +341,3 @@ class PatchPrior(nn.Module):
         levels = np.log(sigma.detach().cpu().double().numpy())
         alpha = np.interp(levels, np.log(list(self.score_weight)), list(self.score_weight.values()))
         return torch.from_numpy(alpha).to(sigma)
-
-    def _check(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """The door: x and sigma as the equations need them, or an error that says what to do."""
-        like = self.network.like
-        if x.ndim != 4:
-            raise InputError(
-                f"x has shape {tuple(x.shape)}; expected (B, C, H, W). For one gray image use "
-                "x[None, None]."
-            )
-        if x.shape[1] != self.network.channels:
-            raise InputError(
-                f"x has {x.shape[1]} channels and the prior {self.network.channels}; to use a gray "
-                "prior on colour, denoise each channel by itself (patchscore.denoise does)."
-            )
-        if x.dtype != like.dtype or x.device != like.device:
-            raise InputError(
-                f"x is {x.dtype} on {x.device} and the prior {like.dtype} on "
-                f"{like.device}; move one of them: x.to(...) or prior.to(...)."
-            )
-        return noise_levels(sigma, x)

@@ -1,0 +1,1 @@
+"""What denoisers lose when the images change: content, scanner, gain, geometry, noise."""

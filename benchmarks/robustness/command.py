@@ -1,0 +1,144 @@
+"""The command: python -m benchmarks robustness [--quick]."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.data import prepare_table
+from benchmarks.robustness import summary
+from benchmarks.robustness.contenders import Settings
+from benchmarks.robustness.plan import FULL, QUICK, Task, tasks
+from benchmarks.robustness.report import Picture, write_report
+from benchmarks.robustness.run import Workers, picture, run
+from benchmarks.robustness.sets import data_range
+from benchmarks.robustness.summary import Difference
+from benchmarks.robustness.table import STUDIES, Row, budget_path, read_budgets
+from benchmarks.robustness.training import Effort
+from patchscore.storage import replacing
+
+
+def add_arguments(parser: argparse.ArgumentParser, results: Path) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "--quick", action="store_true", help="few images and short training: under five minutes"
+    )
+    parser.add_argument(
+        "--studies",
+        nargs="+",
+        choices=STUDIES,
+        default=STUDIES,
+        metavar="STUDY",
+        help=f"some of: {', '.join(STUDIES)} (default: all)",
+    )
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        default=Path("robustness"),
+        metavar="FOLDER",
+        help="of the networks; those that are there are not trained again (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help=f"of training on photographs (default: {FULL.minutes:g}; {QUICK.minutes:g} with --quick)",
+    )
+    parser.add_argument(
+        "--steps", type=int, help="train for so many steps instead, the same on every machine"
+    )
+    parser.add_argument(
+        "--mixture", type=Path, metavar="FILE", help="of EPLL, from python -m benchmarks.epll"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of everything (default: %(default)s)")
+    parser.add_argument("--processes", type=int, default=2, help="default: %(default)s")
+    parser.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="of dask, such as tcp://host:8786, to spread the work over a cluster that sees the same "
+        "folders",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="CSV",
+        help=f"default: {results / 'robustness.csv'}, or robustness-quick.csv; the budgets, the "
+        "comparisons and the report go beside it",
+    )
+    parser.set_defaults(results=results)
+
+
+def main(options: argparse.Namespace) -> int:
+    """Run, print the tables, write the report."""
+    size = QUICK if options.quick else FULL
+    out = options.out or options.results / f"robustness{'-quick' * options.quick}.csv"
+    prepare_table(out)
+    effort = Effort(options.minutes or size.minutes, options.steps)
+    settings = Settings(options.weights.resolve(), effort, options.mixture, options.seed)
+    todo = tasks(size, options.studies, mixture=options.mixture, seed=options.seed)
+    rows = run(todo, settings, Workers(options.processes, options.scheduler), out)
+
+    expected, lost = markdown(summary.claims(rows)), markdown(summary.headline(rows))
+    print(f"{expected}\n\nMean drop over images and noise levels, in dB:\n\n{lost}")
+    compared = [f"## {s}\n\n{markdown(summary.comparison(rows, s))}\n" for s in options.studies]
+    with replacing(out.with_suffix(".md")) as beside:
+        beside.write_text("\n".join(compared), encoding="utf-8")
+    page = out.with_suffix(".html")
+    write_report(page, rows, read_budgets(budget_path(out)), pictures(rows, todo, settings))
+    print(
+        f"\n{len(rows)} rows in {out}; the patch prior beside every rival in {out.with_suffix('.md')}; "
+        f"the report is {page}.",
+        file=sys.stderr,
+    )
+    return 0
+
+
+def pictures(rows: Sequence[Row], todo: Sequence[Task], settings: Settings) -> list[Picture]:
+    """Of every study, where the patch prior is furthest behind a rival, and furthest ahead of one."""
+    found = summary.differences(rows)
+    chosen: list[Picture] = []
+    for study in STUDIES:
+        ours = sorted((d for d in found if _worth_seeing(d, study)), key=lambda d: d.psnr.mean)
+        for difference in dict.fromkeys([*ours[:1], *ours[-1:]]):
+            chosen.append(_picture(difference, rows, todo, settings))
+    return chosen
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table whose first line is its head."""
+    head, *body = lines
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *body))
+
+
+def _worth_seeing(difference: Difference, study: str) -> bool:
+    return difference.study == study and difference.rival.method != "noisy"
+
+
+def _picture(
+    difference: Difference, rows: Sequence[Row], todo: Sequence[Task], settings: Settings
+) -> Picture:
+    """The image on which the patch prior does worst beside this rival."""
+    condition = difference.study, difference.shift, difference.worst_image, difference.sigma
+    right, left = (
+        next(
+            row
+            for row in rows
+            if (row.study, row.shift, row.image, row.sigma) == condition
+            and (row.method, row.estimate, row.train_set, row.training_images) == series
+        )
+        for series in (difference.prior, difference.rival)
+    )
+    ours, theirs = (picture(row, todo, settings) for row in (right, left))
+    return Picture(
+        f"{right.test_set}, {right.image}",
+        f"{right.study}: {right.shift}, sigma {right.sigma:g}; trained on {right.training_images} "
+        f"images of {right.train_set}.",
+        ours.clean,
+        ours.noisy,
+        f"{left.method}, {left.estimate}",
+        theirs.denoised,
+        f"{right.method}, {right.estimate}",
+        ours.denoised,
+        data_range(right.test_set),
+    )

@@ -1,0 +1,186 @@
+"""The denoisers that the robustness benchmark compares, behind one signature.
+
+    denoised = f(noisy, sigma; t),    t = argmax over three candidates of the mean PSNR on held-out x
+
+t is the strength of total variation and of non-local means, for every noise level by itself, and the
+learning rate of a network (:mod:`benchmarks.robustness.training`); the images x are of the training part
+of a set, and are not learned from. Wavelets, BM3D, EPLL and the bundled prior are taken as they come.
+Only an oracle sees the clean image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import patchscore as ps
+from benchmarks import epll
+from benchmarks.quality import add_noise
+from benchmarks.robustness import training
+from benchmarks.robustness.sets import data_range, middle, training_images
+from benchmarks.robustness.table import Budget
+from benchmarks.robustness.training import Choice, Effort, Lesson
+from benchmarks.speed import machine
+from patchscore.errors import InputError
+from patchscore.evaluation.baselines import (
+    bm3d,
+    non_local_means,
+    total_variation,
+    total_variation_oracle,
+    wavelets,
+)
+from patchscore.evaluation.metrics import psnr
+
+BUNDLED, TV, NLM = "patch prior, bundled", "TV", "NLM"
+ONE_STEP, ORACLE = "one-step", "oracle weight"
+TUNED = {TV: "tuned weight", NLM: "tuned strength"}
+SAMPLES = {"one sample": 1, "mean of 8 samples": 8}
+STRENGTHS = {TV: (0.45, 0.65, 0.9), NLM: (0.45, 0.6, 0.8)}
+TUNING_IMAGES = 8
+TUNING_SIDE = 128
+
+
+class Contender(NamedTuple):
+    """A method and what it has learned from; "" and 0 if from nothing here."""
+
+    method: str
+    estimate: str
+    train_set: str = ""
+    images: int = 0
+
+    @property
+    def is_prepared_here(self) -> bool:
+        """Whether it is trained or tuned by the benchmark."""
+        return self.images > 0 and self.method != BUNDLED
+
+
+class Settings(NamedTuple):
+    """What all contenders of a run share.
+
+    Attributes
+    ----------
+    weights : the folder of trained networks and tuned strengths
+    effort : how long the networks train
+    mixture : the file of EPLL's mixture, if there is one
+    seed : of the training
+    """
+
+    weights: Path
+    effort: Effort
+    mixture: Path | None
+    seed: int
+
+    def lesson(self, contender: Contender) -> Lesson:
+        """What a network has to learn."""
+        return Lesson(contender.method, contender.train_set, contender.images, self.seed, self.effort)
+
+
+class Denoiser(NamedTuple):
+    """A contender that is ready: what its results depend on, and (noisy, sigma, clean) -> denoised."""
+
+    version: str
+    run: Callable[[np.ndarray, float, np.ndarray], np.ndarray]
+
+
+@lru_cache(maxsize=4)
+def ready(contender: Contender, sigma: float, settings: Settings) -> Denoiser:
+    """The denoiser; ``sigma`` is the level that a tuned one is tuned for.
+
+    Raises
+    ------
+    InputError
+        If its weights, its mixture or its package are missing, or there is no such method.
+    """
+    if not contender.is_prepared_here:
+        return _as_it_comes(contender, settings.mixture)
+    if contender.method not in TUNED:
+        return _network(contender, settings)
+    strength = tuned(contender, sigma, settings).value
+    return _blind(
+        f"scikit-image {version('scikit-image')} strength {strength:g}",
+        lambda noisy, sigma: _with_strength(contender.method, noisy, sigma, strength),
+    )
+
+
+def tuned(contender: Contender, sigma: float, settings: Settings) -> Choice:
+    """The strength of a classical method for a noise level; from the folder if it is there."""
+    place = contender.train_set.replace("/", "-")
+    path = settings.weights / f"{contender.method}-{place}-{sigma:g}-seed-{settings.seed}.json"
+
+    def quality(strength: float) -> float:
+        images = training_images(contender.train_set, count=1, seed=settings.seed).choose
+        values = []
+        for number, image in enumerate(images[:TUNING_IMAGES]):
+            clean = middle(image, TUNING_SIDE)
+            noisy = add_noise(clean, sigma, seed=settings.seed, number=number)
+            estimate = _with_strength(contender.method, noisy, sigma, strength)
+            values.append(psnr(clean, estimate, data_range=data_range(contender.train_set)))
+        return float(np.mean(values))
+
+    return training.choose(path, STRENGTHS[contender.method], quality)
+
+
+def tuning_budget(contender: Contender, sigmas: Sequence[float], settings: Settings) -> Budget:
+    """Tune a classical method for these noise levels, and say what it took."""
+    choices = [tuned(contender, sigma, settings) for sigma in sigmas]
+    values = ", ".join(f"{c.value:g} at {s:g}" for s, c in zip(sigmas, choices, strict=True))
+    return Budget(
+        contender.method,
+        contender.train_set,
+        contender.images,
+        1,
+        round(sum(choice.seconds for choice in choices), 1),
+        sum(len(choice.candidates) for choice in choices),
+        f"{contender.estimate.removeprefix('tuned ')} over sigma, the best of "
+        f"{len(STRENGTHS[contender.method])} for every noise level by PSNR on held-out training images: "
+        f"{values}",
+        machine().processor,
+    )
+
+
+def _as_it_comes(contender: Contender, mixture: Path | None) -> Denoiser:
+    match contender.method:
+        case "noisy":
+            return _blind(f"numpy {np.__version__}", lambda noisy, sigma: noisy)
+        case "patch prior, bundled":
+            prior = ps.load_prior("natural-gray", "cpu")
+            return _blind(training.version_of(prior), training.one_step(prior))
+        case "TV":
+            return Denoiser(f"scikit-image {version('scikit-image')}", total_variation_oracle)
+        case "wavelets":
+            return _blind(f"scikit-image {version('scikit-image')}", wavelets)
+        case "BM3D":
+            return _blind(f"bm3d {version('bm3d')}", bm3d)
+        case "EPLL" if mixture is not None:
+            method = epll.method(mixture)
+            return Denoiser(method.version, method.run)
+    raise InputError(f"there is no method {contender.method!r}, or the file of its mixture is missing.")
+
+
+def _network(contender: Contender, settings: Settings) -> Denoiser:
+    lesson = settings.lesson(contender)
+    prior, scale = training.load(lesson, settings.weights), training.scale_of(lesson)
+    if contender.estimate == ONE_STEP:
+        estimate = training.one_step(prior)
+    else:
+        estimate = partial(training.mean_of_samples, prior, samples=SAMPLES[contender.estimate])
+    return _blind(
+        training.version_of(prior),
+        lambda noisy, sigma: estimate(scale * noisy, scale * sigma) / scale,
+    )
+
+
+def _with_strength(method: str, noisy: np.ndarray, sigma: float, strength: float) -> np.ndarray:
+    if method == TV:
+        return total_variation(noisy, sigma, weight=strength)
+    return non_local_means(noisy, sigma, strength=strength)
+
+
+def _blind(code: str, restore: Callable[[np.ndarray, float], np.ndarray]) -> Denoiser:
+    """A denoiser that does not see the clean image."""
+    return Denoiser(code, lambda noisy, sigma, clean: restore(noisy, sigma))

@@ -1,0 +1,210 @@
+"""What the robustness benchmark measures: its tasks, in a full and in a quick size.
+
+    task = study x shift x test set x noise level x contender        over the images of the test set
+
+The untrained and the classical contenders are measured under every shift of a study, the trained ones
+under the shifts of their training set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.robustness.contenders import (
+    BUNDLED,
+    NLM,
+    ONE_STEP,
+    ORACLE,
+    SAMPLES,
+    TUNED,
+    TUNING_IMAGES,
+    TV,
+    Contender,
+)
+from benchmarks.robustness.sets import PHANTOMS
+from benchmarks.robustness.shifts import GAIN_SHIFTS, GEOMETRY_SHIFTS, NOISE_SHIFTS, REAL
+from benchmarks.robustness.table import REFERENCE
+from benchmarks.robustness.training import CNN, DDPM, INVARIANT_UNET, NO_INVARIANCE, PATCH_PRIOR, UNET
+from patchscore.evaluation.baselines import has_bm3d
+
+PHOTOGRAPHS = "bsd400"
+BUNDLED_IMAGES = 360
+OTHER_SETS = (
+    "mri_brain/test",
+    "mri_t1_native",
+    "ct_chest/test",
+    "oct_retina",
+    "em_isbi2012",
+    "documents",
+)
+SCANNERS = {
+    "mri_brain/train": ("mri_brain/test", ("ct_chest/test", "mri_t1_native")),
+    "ct_chest/train": ("ct_chest/test", ("mri_brain/test",)),
+}
+SHIFTS = {"gain": GAIN_SHIFTS, "geometry": GEOMETRY_SHIFTS, "noise": (*NOISE_SHIFTS, REAL)}
+PAIRS = "oct_retina"  # real pairs of noisy and clean scans
+
+
+class Size(NamedTuple):
+    """How much is measured.
+
+    Attributes
+    ----------
+    images, phantoms, sampled : of every test set; ``sampled`` for methods that draw samples
+    side : of the middle that is cut from larger images, in pixels
+    sigmas, phantom_sigmas : noise levels of the studies of content, scanners and phantoms
+    sigma : the noise level of the other studies
+    phantom_counts, photograph_counts, scanner_counts : numbers of training images
+    learned : number of training images, in the studies of gain, geometry and noise
+    references : test sets of photographs
+    minutes : of training on photographs
+    """
+
+    images: int
+    phantoms: int
+    sampled: int
+    side: int
+    sigmas: tuple[float, ...]
+    phantom_sigmas: tuple[float, ...]
+    sigma: float
+    phantom_counts: tuple[int, ...]
+    photograph_counts: tuple[int, ...]
+    scanner_counts: dict[str, tuple[int, ...]]
+    learned: int
+    references: tuple[str, ...]
+    minutes: float
+
+
+FULL = Size(
+    images=12,
+    phantoms=20,
+    sampled=6,
+    side=128,
+    sigmas=(15.0, 25.0, 50.0),
+    phantom_sigmas=(0.5, 1.0),
+    sigma=25.0,
+    phantom_counts=(10, 100, 1000),
+    photograph_counts=(10, 100, 360),
+    scanner_counts={"mri_brain/train": (10, 55), "ct_chest/train": (10, 27)},
+    learned=100,
+    references=("bsd68", "set12"),
+    minutes=1.2,
+)
+QUICK = Size(
+    images=4,
+    phantoms=8,
+    sampled=1,
+    side=64,
+    sigmas=(25.0,),
+    phantom_sigmas=(0.5,),
+    sigma=25.0,
+    phantom_counts=(10,),
+    photograph_counts=(10, 100),
+    scanner_counts={"mri_brain/train": (10,), "ct_chest/train": (10,)},
+    learned=100,
+    references=("bsd68",),
+    minutes=0.1,
+)
+
+
+class Task(NamedTuple):
+    """One contender on the first images of a set under one shift at one noise level."""
+
+    study: str
+    shift: str
+    test_set: str
+    sigma: float
+    contender: Contender
+    images: int
+    side: int
+    seed: int
+
+
+def tasks(size: Size, studies: Sequence[str], *, mixture: Path | None, seed: int) -> list[Task]:
+    """All tasks of these studies, once each."""
+    found = [
+        Task(
+            study, shift, test_set, sigma, contender, _images(contender, test_set, size), size.side, seed
+        )
+        for study in studies
+        for train_set, shift, test_set, sigmas, networks in _conditions(study, size)
+        for sigma in sigmas
+        for contender in (*_classical(train_set, test_set, mixture), *networks)
+        if contender.estimate not in SAMPLES or sigma in (size.sigma, *size.phantom_sigmas)
+    ]
+    return list(dict.fromkeys(found))
+
+
+# The training set, the shift, the test set, the noise levels, and the networks.
+Condition = tuple[str, str, str, tuple[float, ...], list[Contender]]
+
+
+def _conditions(study: str, size: Size) -> Iterator[Condition]:
+    match study:
+        case "phantoms":
+            for train_set, other in (("disks", "rectangles"), ("rectangles", "disks")):
+                networks = _networks(train_set, size.phantom_counts)
+                yield train_set, REFERENCE, train_set, size.phantom_sigmas, networks
+                yield train_set, f"{train_set} to {other}", other, size.phantom_sigmas, networks
+        case "content":
+            networks = [BUNDLED_PRIOR, *_networks(PHOTOGRAPHS, size.photograph_counts)]
+            for test_set in (*size.references, *OTHER_SETS):
+                inside = test_set in size.references
+                shift = REFERENCE if inside else test_set.removesuffix("/test")
+                yield PHOTOGRAPHS, shift, test_set, size.sigmas, networks
+        case "scanner":
+            for train_set, (same, others) in SCANNERS.items():
+                networks = [BUNDLED_PRIOR, *_networks(train_set, size.scanner_counts[train_set])]
+                yield train_set, REFERENCE, same, size.sigmas, networks
+                for other in others:
+                    shift = f"{train_set} to {other}".replace("/train", "").replace("/test", "")
+                    yield train_set, shift, other, size.sigmas, networks
+        case _:
+            networks = [BUNDLED_PRIOR, *_networks(PHOTOGRAPHS, (size.learned,))]
+            networks = [c for c in networks if SAMPLES.get(c.estimate, 1) == 1]  # many samples are dear
+            if study == "gain":
+                networks += [
+                    Contender(name, ONE_STEP, PHOTOGRAPHS, size.learned)
+                    for name in (NO_INVARIANCE, INVARIANT_UNET)
+                ]
+            for shift in (REFERENCE, *SHIFTS[study]):
+                test_set = PAIRS if shift == REAL else size.references[0]
+                yield PHOTOGRAPHS, shift, test_set, (size.sigma,), networks
+
+
+BUNDLED_PRIOR = Contender(BUNDLED, ONE_STEP, PHOTOGRAPHS, BUNDLED_IMAGES)
+
+
+def _networks(train_set: str, counts: Sequence[int]) -> list[Contender]:
+    return [
+        Contender(network, estimate, train_set, count)
+        for count in counts
+        for network, estimate in (
+            (PATCH_PRIOR, ONE_STEP),
+            (CNN, ONE_STEP),
+            (UNET, ONE_STEP),
+            *((DDPM, estimate) for estimate in (ONE_STEP, *SAMPLES)),
+        )
+    ]
+
+
+def _classical(train_set: str, test_set: str, mixture: Path | None) -> list[Contender]:
+    contenders = [
+        Contender("noisy", "none"),
+        Contender(TV, ORACLE),
+        *(Contender(method, TUNED[method], train_set, TUNING_IMAGES) for method in (TV, NLM)),
+        Contender("wavelets", "BayesShrink"),
+    ]
+    if has_bm3d():
+        contenders.append(Contender("BM3D", "two stages"))
+    if mixture is not None and test_set not in PHANTOMS:
+        contenders.append(Contender("EPLL", "mode"))
+    return contenders
+
+
+def _images(contender: Contender, test_set: str, size: Size) -> int:
+    if contender.estimate in SAMPLES:
+        return size.sampled
+    return size.phantoms if test_set in PHANTOMS else size.images

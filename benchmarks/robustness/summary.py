@@ -1,0 +1,295 @@
+"""What the rows of the robustness benchmark say: drops, paired differences and their intervals.
+
+    drop of a method             = mean PSNR in distribution - mean PSNR under the shift
+    difference from a rival      = mean over images of (PSNR of the patch prior - PSNR of the rival)
+    difference of the drops      = drop of the rival - drop of the patch prior
+
+Test sets differ in how hard they are, so a drop under a shift of content says little alone; in the
+difference of two drops on the same images that cancels. Intervals are percentiles of a bootstrap over
+images (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13): they are a little
+too narrow for few images, by sqrt((n - 1) / n) and by the normal in the place of Student's t.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.robustness.contenders import BUNDLED, ORACLE
+from benchmarks.robustness.table import REFERENCE, STUDIES, Row
+from benchmarks.robustness.training import DDPM, NO_INVARIANCE, PATCH_PRIOR, UNET
+
+DRAWS = 4000
+LEVEL = 0.95
+EXACT = 0.01  # dB, below which a cost is called nothing
+MEDICAL = "mri_brain", "mri_t1_native", "ct_chest", "oct_retina", "em_isbi2012"
+
+
+class Series(NamedTuple):
+    """A method and what it has learned from."""
+
+    method: str
+    estimate: str
+    train_set: str
+    training_images: int
+
+
+class Interval(NamedTuple):
+    """A mean difference and its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Drop(NamedTuple):
+    """What a method loses under a shift, in dB; ``worst_image`` is the one of the lowest PSNR."""
+
+    study: str
+    shift: str
+    sigma: float
+    series: Series
+    images: int
+    reference: float
+    shifted: float
+    drop: float
+    worst_image: str
+    worst: float
+
+
+class Difference(NamedTuple):
+    """The patch prior beside a rival that has learned from the same images, or from none, in dB.
+
+    ``psnr`` is above zero where the patch prior is better, ``drop`` where it loses less; that is None
+    where there is no reference. ``worst_image`` is where it does worst beside the rival.
+    """
+
+    study: str
+    shift: str
+    sigma: float
+    prior: Series
+    rival: Series
+    images: int
+    psnr: Interval
+    drop: Interval | None
+    worst_image: str
+    worst: float
+
+
+# The PSNR of a series under a shift at a noise level, by (test set, image, seed).
+Values = dict[tuple[str, str, int], float]
+
+
+class Results:
+    """The PSNR of all rows, by what they are about."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.values: dict[tuple[str, str, float, Series], Values] = defaultdict(dict)
+        self.series: dict[Series, None] = {}
+        for row in rows:
+            series = Series(row.method, row.estimate, row.train_set, row.training_images)
+            self.series[series] = None
+            key = row.study, row.shift, row.sigma, series
+            self.values[key][row.test_set, row.image, row.seed] = row.psnr
+        self.references: dict[tuple[str, str], set[str]] = defaultdict(set)
+        for study, shift, _, series in list(self.values):
+            if series.method == PATCH_PRIOR:
+                self.references[study, shift] |= {
+                    test_set
+                    for (s, r, _, other), values in self.values.items()
+                    if (s, r, other) == (study, REFERENCE, series)
+                    for test_set, _, _ in values
+                }
+
+    def shifted(self, study: str, shift: str, sigma: float, series: Series) -> Values:
+        """The PSNR under a shift."""
+        return self.values.get((study, shift, sigma, series), {})
+
+    def reference(self, study: str, shift: str, sigma: float, series: Series) -> Values:
+        """The PSNR in distribution: on the sets that the patch prior was trained for."""
+        values = self.shifted(study, REFERENCE, sigma, series)
+        return {key: x for key, x in values.items() if key[0] in self.references[study, shift]}
+
+
+def drops(rows: Sequence[Row]) -> list[Drop]:
+    """The drop of every method under every shift for which there are rows in distribution."""
+    results = Results(rows)
+    found = []
+    for (study, shift, sigma, series), values in results.values.items():
+        reference = results.reference(study, shift, sigma, series)
+        if shift == REFERENCE or not reference:
+            continue
+        inside, outside = (float(np.mean(list(x.values()))) for x in (reference, values))
+        worst = min(values, key=values.__getitem__)
+        found.append(
+            Drop(
+                study,
+                shift,
+                sigma,
+                series,
+                len(values),
+                inside,
+                outside,
+                inside - outside,
+                worst[1],
+                values[worst],
+            )
+        )
+    return found
+
+
+def differences(rows: Sequence[Row], *, seed: int = 0) -> list[Difference]:
+    """The patch prior beside every rival, for every training set and number of training images."""
+    results = Results(rows)
+    found = []
+    for (study, shift, sigma, prior), own in list(results.values.items()):
+        for rival in results.series:
+            theirs = results.shifted(study, shift, sigma, rival)
+            common = [key for key in own if key in theirs]
+            if not common or not _comparable(prior, rival):
+                continue
+            gaps = {key: own[key] - theirs[key] for key in common}
+            before = [results.reference(study, shift, sigma, s) for s in (prior, rival)]
+            inside = {key: before[0][key] - before[1][key] for key in before[0] if key in before[1]}
+            worst = min(gaps, key=gaps.__getitem__)
+            found.append(
+                Difference(
+                    study,
+                    shift,
+                    sigma,
+                    prior,
+                    rival,
+                    len(gaps),
+                    interval(np.array(list(gaps.values())), seed=seed),
+                    _drop_interval(gaps, inside, seed) if shift != REFERENCE and inside else None,
+                    worst[1],
+                    gaps[worst],
+                )
+            )
+    return found
+
+
+def interval(values: np.ndarray, less: np.ndarray | None = None, *, seed: int = 0) -> Interval:
+    """mean(values) - mean(less), and its bootstrap interval of 95 %; the two are resampled apart."""
+    generator = np.random.default_rng(seed)
+    tail = 50 * (1 - LEVEL)
+    means, mean = _resampled(values, generator), float(values.mean())
+    if less is not None:
+        means, mean = means - _resampled(less, generator), mean - float(less.mean())
+    low, high = np.percentile(means, [tail, 100 - tail])
+    return Interval(mean, float(low), float(high))
+
+
+def headline(rows: Sequence[Row]) -> list[list[str]]:
+    """Lines for a table: the mean drop of every method over shifts and noise levels, in dB.
+
+    One line for every study and training, with the methods that have learned from the same images and
+    those that have learned from none.
+    """
+    lost = [drop for drop in drops(rows) if drop.series.method not in ("noisy", BUNDLED)]
+    names = sorted({drop.series[:2] for drop in lost}, key=lambda name: (name[0] != PATCH_PRIOR, name))
+    ours = {(drop.study, drop.series): None for drop in lost if drop.series.method == PATCH_PRIOR}
+    lines = [["study", "trained on", *(", ".join(name) for name in names)]]
+    for study, prior in sorted(ours, key=lambda one: (STUDIES.index(one[0]), one[1])):
+        shifts = {drop.shift for drop in lost if (drop.study, drop.series) == (study, prior)}
+        cells: dict[tuple[str, str], list[float]] = defaultdict(list)
+        for drop in lost:
+            beside = drop.series == prior or _comparable(prior, drop.series)
+            if drop.study == study and drop.shift in shifts and beside:
+                cells[drop.series[:2]].append(drop.drop)
+        texts = [f"{np.mean(cells[name]):+.2f}" if name in cells else "" for name in names]
+        lines.append([study, f"{prior.training_images} of {prior.train_set}", *texts])
+    return lines
+
+
+def comparison(rows: Sequence[Row], study: str) -> list[list[str]]:
+    """Lines for a table of one study: the patch prior beside every rival, with intervals."""
+    lines = [
+        ["shift", "sigma", "training", "rival", "PSNR over it", "its drop over ours", "worst image"]
+    ]
+    chosen = differences([row for row in rows if row.study == study])
+    for d in sorted(chosen, key=lambda d: (_order(d.study, d.shift), d.sigma, d.prior, d.rival)):
+        lines.append(
+            [
+                d.shift,
+                f"{d.sigma:g}",
+                f"{d.prior.training_images} of {d.prior.train_set}",
+                f"{d.rival.method}, {d.rival.estimate}",
+                _text(d.psnr),
+                _text(d.drop) if d.drop else "",
+                f"{d.worst_image} ({d.worst:+.2f})",
+            ]
+        )
+    return lines
+
+
+def claims(rows: Sequence[Row]) -> list[list[str]]:
+    """Lines for a table: what is expected of the benchmark, what was measured, and whether it is so."""
+    lost, between = drops(rows), differences(rows)
+    gain = [drop for drop in lost if drop.study == "gain"]
+    with_it = [abs(d.drop) for d in gain if d.series.method in (PATCH_PRIOR, BUNDLED)]
+    without = [d.drop for d in gain if d.series.method == NO_INVARIANCE]
+    over_tv = [
+        d.psnr.mean
+        for d in between
+        if (d.prior.method, d.rival.estimate) == (BUNDLED, ORACLE) and d.shift in MEDICAL
+    ]
+    few = [
+        d
+        for d in between
+        if (d.study, d.prior.method) == ("content", PATCH_PRIOR)
+        and d.prior.training_images in (10, 100)
+        and d.rival.method in (UNET, DDPM)
+        and d.drop is not None
+    ]
+    smaller = [d for d in few if d.drop is not None and d.drop.mean > 0]
+    lines = [
+        ("gain and offset cost the patch priors at most 0.01 dB", with_it, max, lambda x: x <= EXACT),
+        ("without the invariances, more than 2 dB somewhere", without, max, lambda x: x > 2),
+        ("natural-gray over TV with an oracle weight, medical", over_tv, min, lambda x: x > 0),
+    ]
+    table = [
+        [text, f"{worst(values):+.4f} dB", "yes" if holds(worst(values)) else "no"]
+        for text, values, worst, holds in lines
+        if values
+    ]
+    if few:
+        text = "with 10 and 100 images a smaller drop under content than U-Net and DDPM"
+        table.append([text, f"{len(smaller)} of {len(few)}", "yes" if smaller == few else "no"])
+    return [["expected", "measured", "so"], *table]
+
+
+def _comparable(prior: Series, rival: Series) -> bool:
+    """Whether the rival is not trained, or has learned from the same images in the same time."""
+    tuned_alike = rival.estimate.startswith("tuned") and rival.train_set == prior.train_set
+    classical = not rival.train_set or tuned_alike
+    if prior.method == PATCH_PRIOR:
+        return classical or (rival[2:] == prior[2:] and rival.method not in (PATCH_PRIOR, BUNDLED))
+    return prior.method == BUNDLED and classical
+
+
+def _drop_interval(
+    gaps: dict[tuple[str, str, int], float], inside: dict[tuple[str, str, int], float], seed: int
+) -> Interval:
+    """The rival's drop less that of the patch prior; image by image where the images are the same."""
+    if gaps.keys() <= inside.keys():
+        return interval(np.array([gap - inside[key] for key, gap in gaps.items()]), seed=seed)
+    return interval(np.array(list(gaps.values())), np.array(list(inside.values())), seed=seed)
+
+
+def _resampled(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """The means of resampled values: (DRAWS,)."""
+    drawn = generator.integers(len(values), size=(DRAWS, len(values)))
+    means: np.ndarray = values[drawn].mean(1)
+    return means
+
+
+def _order(study: str, shift: str) -> tuple[int, bool, str]:
+    return STUDIES.index(study), shift != REFERENCE, shift
+
+
+def _text(found: Interval) -> str:
+    return f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"

@@ -1,0 +1,128 @@
+"""The tables of the robustness benchmark: what was measured, and what the training cost.
+
+    robustness.csv           one row per study, shift, training set, image, sigma, method and seed
+    robustness-budget.csv    one row per method and training set
+
+The first holds nothing that changes from run to run: the same seed and the same weights give the same
+bytes. Seconds are in the second.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple, TypeVar, get_type_hints
+
+from benchmarks.data import write_table
+from patchscore.errors import InputError
+
+STUDIES = "phantoms", "gain", "content", "scanner", "geometry", "noise"
+REFERENCE = "none"  # the shift of the rows that the others of a study are compared with
+
+
+class Row(NamedTuple):
+    """One method on one image under one shift.
+
+    Attributes
+    ----------
+    study : one of ``STUDIES``
+    shift
+        What has changed since training: "none", "gain 0.1", "rotated 90", "ct_chest", "poisson", ...
+    train_set, training_images : what the method has learned from; "" and 0 if it has not
+    test_set, image : the set and the name of the image in it
+    sigma
+        The noise level before any gain: 0..255 for images of files, units of the background's spread
+        for phantoms. For noise that is not white and Gaussian, its root mean square, or its estimate.
+    method, estimate : the denoiser, and which estimate of the clean image it returns
+    psnr, ssim
+        In dB, and without unit. Of 255 (10 for phantoms); a gain or an offset is undone first.
+    seed : of the noise, and of the samples of a method that draws some
+    version : of the method: of its package, or a digest of its weights
+    machine : the processor
+    input : a digest of the clean and the noisy image and of the level that the method is told
+    """
+
+    study: str
+    shift: str
+    train_set: str
+    training_images: int
+    test_set: str
+    image: str
+    sigma: float
+    method: str
+    estimate: str
+    psnr: float
+    ssim: float
+    seed: int
+    version: str
+    machine: str
+    input: str
+
+
+class Budget(NamedTuple):
+    """What it took to train or to tune a method.
+
+    ``steps`` is of the optimiser, or the number of settings tried; ``tuned`` says what was tuned, how,
+    and on which images.
+    """
+
+    method: str
+    train_set: str
+    training_images: int
+    parameters: int
+    training_seconds: float
+    steps: int
+    tuned: str
+    machine: str
+
+
+Line = TypeVar("Line", Row, Budget)
+
+
+def row_key(row: Row) -> tuple[str | int | float, ...]:
+    """What a row is about; two rows of one table differ in it."""
+    return (*row[:9], row.seed)
+
+
+def budget_path(path: Path) -> Path:
+    """The table of budgets that belongs to a table of rows: ``x.csv`` -> ``x-budget.csv``."""
+    return path.with_name(f"{path.stem}-budget{path.suffix}")
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read the rows; none if there is no file. Raises InputError for another kind of file."""
+    return _read(path, Row)
+
+
+def read_budgets(path: Path) -> list[Budget]:
+    """Read the budgets; none if there is no file. Raises InputError for another kind of file."""
+    return _read(path, Budget)
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write the rows in their order, the last of every key, whole or not at all."""
+    write_table(path, Row._fields, sorted({row_key(row): row for row in rows}.values()))
+
+
+def write_budgets(path: Path, budgets: Iterable[Budget]) -> None:
+    """Write the budgets in their order, the last of every training, whole or not at all."""
+    latest = {budget[:3]: budget for budget in budgets}
+    write_table(path, Budget._fields, sorted(latest.values()))
+
+
+def _read(path: Path, kind: type[Line]) -> list[Line]:
+    if not path.exists():
+        return []
+    types = get_type_hints(kind).values()
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *lines = csv.reader(file)
+        if tuple(header) != kind._fields:
+            raise ValueError("its columns are different")
+        return [kind(*(t(text) for t, text in zip(types, line, strict=True))) for line in lines]
+    except ValueError as error:
+        raise InputError(
+            f"{path} is not a table of the robustness benchmark ({error}); move it away, or write to "
+            "another file with --out."
+        ) from error

@@ -1,0 +1,249 @@
+"""The networks of the robustness benchmark, trained for equal minutes on the same images.
+
+    min over weights  E |sigma s(x + sigma z, sigma) + z|^2     x: crops, sigma log-uniform, z ~ N(0, I)
+
+All see images in units of a tenth of the data range, so that noise is of the order of one, and learn by
+:func:`patchscore.fit` from the same crops and noise levels. The learning rate is the one setting that is
+tuned, for every training anew: the best of three candidates by the PSNR on images of the training part
+that are not learned from, after a tenth of the training each. As many candidates are what every other
+method gets (:mod:`benchmarks.robustness.contenders`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.torch
+import torch
+
+import patchscore as ps
+from benchmarks.quality import add_noise, prior_digest
+from benchmarks.robustness.sets import PHANTOMS, data_range, middle, training_images
+from benchmarks.robustness.table import Budget
+from benchmarks.speed import machine
+from patchscore.errors import InputError
+from patchscore.evaluation.baselines import Denoiser, on_arrays
+from patchscore.evaluation.metrics import psnr
+from patchscore.evaluation.networks import ConvScore, UNetScore, WholeImagePrior
+from patchscore.storage import replacing
+
+Prior = ps.PatchPrior | WholeImagePrior
+
+PATCH_PRIOR, CNN, UNET, DDPM = "patch prior", "CNN", "U-Net", "DDPM"
+NO_INVARIANCE, INVARIANT_UNET = "patch prior, no invariance", "U-Net, invariant"
+RATES = 1e-3, 2e-3, 4e-3
+SHARE_OF_A_TRIAL = 0.1
+NETWORK_RANGE = 10.0  # what the data range is for the networks
+LEVELS = 0.03, 2.4  # of training, in that unit
+CROP, BATCH = 32, 8
+SAMPLING_LEVELS = 10
+HELD_OUT_SIDE = 64
+# Of a training on photographs: phantoms are small and alike, medical sets are small.
+SHARES = {"disks": 1 / 3, "rectangles": 1 / 3, "mri_brain/train": 1 / 2, "ct_chest/train": 1 / 2}
+
+
+class Effort(NamedTuple):
+    """How long a network learns: minutes on photographs, or steps on everything if they are given."""
+
+    minutes: float
+    steps: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.minutes:g}-minutes" if self.steps is None else f"{self.steps}-steps"
+
+
+class Lesson(NamedTuple):
+    """A network and what it learns from; the seed is of the weights, the crops and the noise."""
+
+    network: str
+    train_set: str
+    images: int
+    seed: int
+    effort: Effort
+
+    def path(self, folder: Path) -> Path:
+        """Where its weights are kept."""
+        words = [self.network.replace(",", ""), self.train_set, str(self.images), str(self.effort)]
+        name = "-".join([*words, "seed", str(self.seed)]).replace(" ", "-").replace("/", "-")
+        return folder / f"{name}.safetensors"
+
+
+class Choice(NamedTuple):
+    """A setting, with the quality of every candidate, and the seconds that the choice took."""
+
+    value: float
+    candidates: list[float]
+    qualities: list[float]
+    seconds: float
+
+
+def choose(path: Path, candidates: Sequence[float], quality: Callable[[float], float]) -> Choice:
+    """The candidate of the highest quality: read from the file, or found and written to it."""
+    if not path.exists():
+        start = time.perf_counter()
+        qualities = [quality(candidate) for candidate in candidates]
+        best = candidates[int(np.argmax(qualities))]
+        choice = Choice(best, list(candidates), qualities, time.perf_counter() - start)
+        with replacing(path) as beside:
+            beside.write_text(json.dumps(choice._asdict(), indent=1), encoding="utf-8")
+    return Choice(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def learn(lesson: Lesson, folder: Path) -> Budget:
+    """Train a network into the folder, unless it is there.
+
+    A training that is killed is begun again; its learning rate is kept.
+    """
+    path = lesson.path(folder)
+    rate = choose_rate(lesson, folder)
+    if not path.exists():
+        images = training_images(lesson.train_set, count=lesson.images, seed=lesson.seed)
+        trained(lesson, images.learn, rate.value).save(path)
+    prior = load(lesson, folder)
+    training: dict[str, Any] = prior.card["training"]
+    return Budget(
+        lesson.network,
+        lesson.train_set,
+        lesson.images,
+        sum(parameter.numel() for parameter in prior.network.parameters()),
+        float(training["seconds"]),
+        int(training["steps"]),
+        f"learning rate {rate.value:g}, the best of {len(rate.candidates)} by PSNR on held-out training "
+        f"images after {SHARE_OF_A_TRIAL:.0%} of a training each, {rate.seconds:.0f} s in all",
+        machine().processor,
+    )
+
+
+def choose_rate(lesson: Lesson, folder: Path) -> Choice:
+    """The learning rate of a training: read from the folder, or tuned."""
+    images = training_images(lesson.train_set, count=lesson.images, seed=lesson.seed)
+    effort = Effort(
+        SHARE_OF_A_TRIAL * lesson.effort.minutes,
+        lesson.effort.steps and max(1, round(SHARE_OF_A_TRIAL * lesson.effort.steps)),
+    )
+    sigma = 0.5 if lesson.train_set in PHANTOMS else 25.0
+
+    def quality(rate: float) -> float:
+        try:
+            estimate = one_step(trained(lesson._replace(effort=effort), images.learn, rate))
+        except InputError:  # the loss was no longer finite
+            return -math.inf
+        scale = scale_of(lesson)
+        values = []
+        for number, image in enumerate(images.choose):
+            clean = middle(image, HELD_OUT_SIDE)
+            noisy = add_noise(clean, sigma, seed=lesson.seed, number=number)
+            found = estimate(scale * noisy, scale * sigma) / scale
+            values.append(psnr(clean, found, data_range=data_range(lesson.train_set)))
+        return float(np.mean(values))
+
+    weights = lesson.path(folder)
+    return choose(weights.with_name(f"{weights.stem}-rate.json"), RATES, quality)
+
+
+def trained(lesson: Lesson, images: Sequence[np.ndarray], rate: float) -> Prior:
+    """A network after its training with this learning rate."""
+    torch.manual_seed(lesson.seed)
+    scaled = [scale_of(lesson) * image for image in images]
+    prior = _untrained(lesson.network, scaled)
+    steps, minutes = lesson.effort.steps, None
+    if steps is None:
+        minutes = lesson.effort.minutes * SHARES.get(lesson.train_set, 1.0)
+    ps.fit(
+        prior,
+        scaled,
+        sigmas=LEVELS,
+        crop=CROP,
+        boundary="symmetric",
+        steps=steps,
+        minutes=minutes,
+        batch_size=BATCH,
+        learning_rate=rate,
+        warmup=20,
+        average=0.99,
+        optimizer="soap" if lesson.network.startswith(PATCH_PRIOR) else "adam",
+        generator=torch.Generator().manual_seed(lesson.seed),
+        progress=False,
+    )
+    return prior
+
+
+def load(lesson: Lesson, folder: Path) -> Prior:
+    """The trained network. Raises InputError if there is none."""
+    kind = ps.PatchPrior if lesson.network.startswith(PATCH_PRIOR) else WholeImagePrior
+    return kind.load(lesson.path(folder))
+
+
+def one_step(prior: Prior) -> Denoiser:
+    """The posterior mean, (noisy, sigma) -> denoised, in the unit of the network."""
+    if isinstance(prior, ps.PatchPrior):
+        return partial(ps.denoise, prior=prior)
+    return on_arrays(prior.denoise, prior.network.like)
+
+
+def mean_of_samples(prior: Prior, noisy: np.ndarray, sigma: float, *, samples: int) -> np.ndarray:
+    """The mean of posterior samples, in the unit of the network; the mean of one is the sample itself.
+
+    The samples are seeded by the noisy image, so each image has its own.
+    """
+    seed = int.from_bytes(hashlib.sha256(noisy.tobytes()).digest()[:4], "big")
+    draw = partial(
+        ps.sample_denoised,
+        prior,
+        n=samples,
+        levels=SAMPLING_LEVELS,
+        keep="moments",
+        generator=torch.Generator().manual_seed(seed),
+        progress=False,
+    )
+    return on_arrays(lambda y, level: draw(y, level).mean, prior.network.like)(noisy, sigma)
+
+
+def version_of(prior: Prior) -> str:
+    """What its results depend on: the code, and a digest of the weights."""
+    if isinstance(prior, ps.PatchPrior):
+        digest = prior_digest(prior)
+    else:
+        settings: list[object] = [type(prior.network).__name__, prior.network.settings()]
+        settings += [prior.data_mean, prior.data_std, prior.invariant]
+        weights = safetensors.torch.save(prior.network.state_dict())
+        digest = hashlib.sha256(json.dumps(settings).encode() + weights).hexdigest()[:12]
+    return f"patchscore {ps.__version__} prior {digest}"
+
+
+def scale_of(lesson: Lesson) -> float:
+    """From the unit of the images to that of the network."""
+    return NETWORK_RANGE / data_range(lesson.train_set)
+
+
+def _untrained(network: str, images: Sequence[np.ndarray]) -> Prior:
+    match network:
+        case "patch prior":
+            return ps.PatchPrior(ps.ConvEnergy((5, 3, 3), (1, 2, 3), width=32))
+        case "patch prior, no invariance":
+            clique = ps.PatchEnergy(
+                9,
+                width=128,
+                scale_invariant=False,
+                brightness_invariant=False,
+                flip_invariant=False,
+                turn_invariant=False,
+            )
+            return ps.PatchPrior(clique)
+        case "CNN":
+            return WholeImagePrior.for_images(ConvScore(), images)
+        case "U-Net":
+            return WholeImagePrior.for_images(UNetScore(), images)
+        case "U-Net, invariant":
+            return WholeImagePrior.for_images(UNetScore(), images, invariant=True)
+        case "DDPM":
+            return WholeImagePrior.for_images(UNetScore(noise_level="film"), images)
+    raise InputError(f"there is no network {network!r}.")

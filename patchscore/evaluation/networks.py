@@ -1,0 +1,341 @@
+"""Networks that see the whole image, to compare with: the same images, the same ``fit``.
+
+With m and d the mean and the standard deviation of the training pixels, and c^2 = sigma^2 + d^2,
+
+    s(x, sigma) = -(x - m) / c^2 + d / (sigma c) F((x - m) / c; log(sigma / d) / 4)
+
+which is the preconditioning of Karras et al. in terms of the score: F = 0 is the exact score of white
+Gaussian pixels, and for sigma << d, F is minus the noise over sigma, as in a DDPM. Made invariant to
+gain and brightness, as cliques of patches are, it sees the image in units of the noise and nothing else:
+
+    s(x, sigma) = F((x - mean(x)) / sigma; 0) / sigma
+
+F is a stack of convolutions or a U-Net, both of residual blocks. A DDPM is the U-Net with
+``noise_level="film"``, its estimates drawn by :func:`~patchscore.evaluation.baselines.mean_of_samples`.
+
+References: Karras, Aittala, Aila and Laine, NeurIPS 2022, table 1 (column "Ours"); Zhang, Zuo, Chen,
+Meng and Zhang, IEEE Trans. Image Processing 26 (2017) (DnCNN); Zhang, Zuo and Zhang, IEEE Trans. Image
+Processing 27 (2018) (FFDNet: the noise level as a constant channel); Ho, Jain and Abbeel, NeurIPS 2020
+(DDPM); Perez et al., AAAI 2018 (FiLM).
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchscore.errors import InputError
+from patchscore.images import ImageSource, training_images
+from patchscore.priors.patches import Boundary
+from patchscore.priors.trainable import ScoreNetwork, TrainedOn, check_images
+from patchscore.storage import load_tensors, save_tensors
+
+KIND = "patchscore whole-image prior"
+FREQUENCIES = 4
+NoiseLevel = Literal["channel", "film"]
+
+
+class ConvScore(ScoreNetwork):
+    """A stack of 3 x 3 convolutions, in residual blocks: a pixel depends on 2 depth + 1 pixels each way.
+
+    The noise level is a constant channel of the input. Beyond the border lie zeros.
+
+    Parameters
+    ----------
+    depth
+        Convolutions in all: the first, the last and two in every block.
+
+    Raises
+    ------
+    InputError
+        If a number is not positive, or the depth is odd.
+    """
+
+    def __init__(self, channels: int = 1, width: int = 48, depth: int = 8) -> None:
+        super().__init__()
+        _check_positive(channels=channels, width=width, depth=depth)
+        if depth % 2:
+            raise InputError(f"depth is {depth}; expected an even number, as blocks have two layers.")
+        self.channels, self.width, self.depth = channels, width, depth
+        self.head = _convolution(channels + 1, width)
+        self.blocks = nn.ModuleList(_Block(width, told=0) for _ in range(depth // 2 - 1))
+        self.tail = _convolution(width, channels)
+        _begin_at_zero(self.tail)
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        """F(x; level): (B, C, H, W) and (B,) -> (B, C, H, W)."""
+        h = self.head(_with_channel(x, level))
+        for block in self.blocks:
+            h = block(h, None)
+        result: Tensor = self.tail(h)
+        return result
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments that build this network again."""
+        return {"channels": self.channels, "width": self.width, "depth": self.depth}
+
+
+class UNetScore(ScoreNetwork):
+    """A U-Net of residual blocks: ``levels`` times half the size and twice the width, and back.
+
+    Images of any size are padded by reflection to a multiple of 2^levels.
+
+    Parameters
+    ----------
+    noise_level
+        ``"channel"``: a constant channel of the input, as in a denoiser. ``"film"``: Fourier features
+        that scale and shift the channels of every block, as in a DDPM.
+
+    Raises
+    ------
+    InputError
+        If a number is not positive; later, if an image is smaller than 2^levels.
+    """
+
+    def __init__(
+        self, channels: int = 1, width: int = 32, levels: int = 2, *, noise_level: NoiseLevel = "channel"
+    ) -> None:
+        super().__init__()
+        _check_positive(channels=channels, width=width, levels=levels)
+        if noise_level not in get_args(NoiseLevel):
+            raise InputError(f"noise_level is {noise_level!r}; choose one of {get_args(NoiseLevel)}.")
+        self.channels, self.width, self.levels, self.noise_level = channels, width, levels, noise_level
+        film = noise_level == "film"
+        widths = [width * 2**level for level in range(levels + 1)]
+        told = 4 * width if film else 0
+        self.told = nn.Sequential(nn.Linear(2 * FREQUENCIES, told), nn.SiLU()) if film else None
+        self.head = _convolution(channels if film else channels + 1, width)
+        self.down = nn.ModuleList(_Block(w, told) for w in widths)
+        self.shrink = nn.ModuleList(nn.Conv2d(k, m, 2, stride=2) for k, m in pairwise(widths))
+        self.grow = nn.ModuleList(nn.ConvTranspose2d(m, k, 2, stride=2) for k, m in pairwise(widths))
+        self.up = nn.ModuleList(_Block(w, told) for w in widths[:-1])
+        self.tail = _convolution(width, channels)
+        _begin_at_zero(self.tail)
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        """F(x; level): (B, C, H, W) and (B,) -> (B, C, H, W)."""
+        height, width = x.shape[-2:]
+        multiple = 2**self.levels
+        if min(height, width) < multiple:
+            raise InputError(
+                f"the image is {height} x {width} pixels, smaller than the {multiple} x {multiple} that "
+                "become one pixel of the U-Net; use a larger image or fewer levels."
+            )
+        x = F.pad(x, (0, -width % multiple, 0, -height % multiple), mode="reflect")
+        told = None if self.told is None else self.told(_features(level))
+        h = self.head(_with_channel(x, level) if told is None else x)
+        passed = []
+        for block, shrink in zip(self.down, self.shrink, strict=False):
+            passed.append(block(h, told))
+            h = shrink(passed[-1])
+        h = self.down[-1](h, told)
+        for block, grow in zip(reversed(self.up), reversed(self.grow), strict=True):
+            h = block(grow(h) + passed.pop(), told)
+        result: Tensor = self.tail(h)
+        return result[..., :height, :width]
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments that build this network again."""
+        return {
+            "channels": self.channels,
+            "width": self.width,
+            "levels": self.levels,
+            "noise_level": self.noise_level,
+        }
+
+
+NETWORKS: dict[str, type[ConvScore] | type[UNetScore]] = {"ConvScore": ConvScore, "UNetScore": UNetScore}
+
+
+class WholeImagePrior(nn.Module):
+    """The score and the denoiser of whole images, by a network that sees all of them at once.
+
+    Images are (B, C, H, W) tensors; sigma is in the same unit, a number, () or (B,). It has what
+    :func:`patchscore.fit`, the objectives and the samplers ask of a prior.
+
+    Parameters
+    ----------
+    network
+        F of the equations above.
+    data_mean, data_std
+        m and d, of the pixels that it is trained on: :meth:`for_images` measures them.
+    invariant
+        Whether denoise(a x + c, a sigma) = a denoise(x, sigma) + c, exactly. Without it (the default)
+        images have to come in the unit, the contrast and the brightness of the training images.
+    card
+        What it was trained on and how.
+
+    Raises
+    ------
+    InputError
+        If ``data_std`` is not positive.
+    """
+
+    def __init__(
+        self,
+        network: ConvScore | UNetScore,
+        *,
+        data_mean: float = 0.0,
+        data_std: float = 1.0,
+        invariant: bool = False,
+        card: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if not (math.isfinite(data_mean) and 0 < data_std < math.inf):
+            raise InputError(
+                f"data_mean is {data_mean} and data_std {data_std}; expected the mean and the standard "
+                "deviation of the training pixels."
+            )
+        self.network = network
+        self.data_mean = data_mean
+        self.data_std = data_std
+        self.invariant = invariant
+        self.card = dict(card or {})
+
+    @classmethod
+    def for_images(
+        cls, network: ConvScore | UNetScore, images: ImageSource, *, invariant: bool = False
+    ) -> WholeImagePrior:
+        """An untrained prior with the mean and the standard deviation of the pixels of these images.
+
+        Raises :class:`InputError` for images that :func:`patchscore.fit` would not take either.
+        """
+        data = training_images(images, channels=network.channels, smallest=1)
+        pixels = torch.cat([image.flatten() for image in data]).double()
+        return cls(
+            network, data_mean=float(pixels.mean()), data_std=float(pixels.std()), invariant=invariant
+        )
+
+    def score(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """grad log p_sigma(x): (B, C, H, W) -> (B, C, H, W), in one over the image's unit.
+
+        Raises :class:`InputError` for a wrong shape, dtype or noise level.
+        """
+        sigma = check_images(x, sigma, self.network)[:, None, None, None]
+        if self.invariant:
+            u = (x - x.mean((1, 2, 3), keepdim=True)) / sigma
+            return self._seen(u, torch.zeros_like(sigma)) / sigma
+        c = (sigma**2 + self.data_std**2).sqrt()
+        u = (x - self.data_mean) / c
+        return (self._seen(u, (sigma / self.data_std).log() / 4) * self.data_std / sigma - u) / c
+
+    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """The one-step posterior mean E[clean | x], x + sigma^2 s(x, sigma): (B, C, H, W)."""
+        levels = check_images(x, sigma, self.network)[:, None, None, None]
+        return x + levels**2 * self.score(x, sigma)
+
+    forward = denoise
+
+    def interior(self, x: Tensor) -> Tensor:
+        """All pixels: the network knows what to make of the border."""
+        return x
+
+    def with_boundary(self, boundary: Boundary) -> WholeImagePrior:
+        """Itself: the network pads as it does."""
+        return self
+
+    def network_settings(self) -> dict[str, Any]:
+        """Kind and arguments of the network, and what it sees; a checkpoint of others is refused."""
+        return {
+            "type": type(self.network).__name__,
+            **self.network.settings(),
+            "data_mean": self.data_mean,
+            "data_std": self.data_std,
+            "invariant": self.invariant,
+        }
+
+    def becomes(self, crop: int, boundary: Boundary) -> TrainedOn:
+        """``"crops"``, of whatever size."""
+        return "crops"
+
+    def save(self, path: str | Path) -> None:
+        """Write weights, settings and card to a safetensors file, whole or not at all.
+
+        Raises :class:`InputError` if the path cannot be written.
+        """
+        settings = {
+            "network": self.network_settings(),
+            "trained_on": self.network.trained_on,
+            "card": self.card,
+        }
+        save_tensors(path, self.network.state_dict(), settings, kind=KIND)
+
+    @classmethod
+    def load(cls, path: str | Path) -> WholeImagePrior:
+        """Read what :meth:`save` wrote, to the CPU.
+
+        Raises :class:`InputError` if the file is missing, truncated, foreign, altered, or of a network
+        that this version does not know.
+        """
+        tensors, settings = load_tensors(path, kind=KIND)
+        try:
+            arguments = settings["network"]
+            seen = {name: arguments.pop(name) for name in ("data_mean", "data_std", "invariant")}
+            network = NETWORKS[arguments.pop("type")](**arguments)
+            network.to(next(iter(tensors.values())).dtype).load_state_dict(tensors)
+            network.trained_on = settings["trained_on"]
+            return cls(network.eval(), **seen, card=settings["card"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise InputError(
+                f"the settings and the weights in {path} do not fit together ({error}); it was not "
+                "written by this version of patchscore."
+            ) from error
+
+    def _seen(self, u: Tensor, level: Tensor) -> Tensor:
+        return self.network.forward(u, level.flatten())
+
+
+class _Block(nn.Module):
+    """h + conv(silu(scale conv(silu(h)) + shift)); scale and shift from what is told, if anything is."""
+
+    def __init__(self, width: int, told: int) -> None:
+        super().__init__()
+        self.first, self.second = _convolution(width, width), _convolution(width, width)
+        self.film = nn.Linear(told, 2 * width) if told else None
+        for layer in (self.second, self.film):
+            if layer is not None:
+                _begin_at_zero(layer)
+
+    def forward(self, h: Tensor, told: Tensor | None) -> Tensor:
+        inner = self.first(F.silu(h))
+        if self.film is not None:
+            scale, shift = self.film(told)[..., None, None].chunk(2, dim=1)
+            inner = (1 + scale) * inner + shift
+        change: Tensor = self.second(F.silu(inner))
+        return h + change
+
+
+def _convolution(inputs: int, outputs: int) -> nn.Conv2d:
+    """Of 3 x 3, with weights that keep the size of a signal, or it would die in deep stacks."""
+    layer = nn.Conv2d(inputs, outputs, 3, padding=1)
+    _begin_at_zero(layer)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    return layer
+
+
+def _begin_at_zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
+def _with_channel(x: Tensor, level: Tensor) -> Tensor:
+    constant = level[:, None, None, None].expand(-1, 1, *x.shape[-2:])
+    return torch.cat([x, constant], dim=1)
+
+
+def _features(level: Tensor) -> Tensor:
+    """Cosines and sines of pi 2^k level: (B,) -> (B, 2 FREQUENCIES)."""
+    angles = level[:, None] * (math.pi * 2.0 ** torch.arange(FREQUENCIES).to(level))
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def _check_positive(**counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise InputError(f"{name} is {value}; expected a whole number of at least 1.")

@@ -1,0 +1,301 @@
+"""Learn from the noisy image itself, unless that would make it worse.
+
+    y = x + sigma z                                the noisy image, or several of one kind; no clean one
+    loss = E_b sigma^2 [ |s|^2 + 2 b' (s(y + e b) - s(y - e b)) / 2 e ]         over random crops of y
+
+Without the truth, Stein's unbiased estimate of the risk takes its place, with one probe b of random
+signs in every step (:mod:`patchscore.learning.risk`). The pixels are split into two halves, in blocks:
+each teaches a copy of the prior, and judges the copy that the other one taught
+(:mod:`patchscore.learning.search`). By the gain that is measured so, it is decided how fast to learn,
+when to stop, and whether to keep what was learned: only if the gain is above twice its own standard
+error. Else the prior that was given comes back.
+
+References: Stein, Annals of Statistics 9 (1981); Soltanayev and Chun, NeurIPS 2018 (SURE as the loss of
+a network); Mohan, Vincent, Manzorro, Crozier, Simoncelli and Fernandez-Granda, "Adaptive denoising via
+GainTuning", NeurIPS 2021 (adaptation to one image by its risk).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from datetime import date
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from patchscore.errors import InputError
+from patchscore.images import ImageSource, training_images
+from patchscore.learning.risk import Residual, look_at_residual, random_signs, respond
+from patchscore.learning.search import Check, NoisyImage, Search, random_halves
+from patchscore.noise import check_noise_level, estimated_sigma
+from patchscore.priors.prior import PatchPrior
+
+Moving = Literal["all", "upper"]
+PROBES = 2
+# A residual whose variance or correlation is outside of these is not that of the noise that was given.
+VARIANCES = 0.8, 1.25
+CORRELATION = 0.1
+CLIPPED = 0.01
+
+
+class Report(NamedTuple):
+    """What was seen and decided.
+
+    Attributes
+    ----------
+    adapted : whether the prior was changed
+    reason : why, in words
+    gain, error
+        The estimated fall of the mean squared error and its standard error, as shares of the error
+        before: each half of the pixels judges what the other one taught.
+    sigmas : the noise level of each image, in its unit
+    steps, learning_rate : of the weights that are kept; 0 steps if none are
+    seconds : all of it
+    checks : all that was tried
+    residuals : what is left of each image under the prior that was given
+    warnings : what may be wrong with the images or their noise levels, in words
+    """
+
+    adapted: bool
+    reason: str
+    gain: float
+    error: float
+    sigmas: tuple[float, ...]
+    steps: int
+    learning_rate: float
+    seconds: float
+    checks: tuple[Check, ...]
+    residuals: tuple[Residual, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def decibels(self) -> float:
+        """The estimated gain in dB."""
+        return -10 * math.log10(max(1 - self.gain, 1e-12))
+
+    def __str__(self) -> str:
+        verdict = "adapted" if self.adapted else "not adapted"
+        lines = [f"{verdict}: {self.reason}", *(f"warning: {text}" for text in self.warnings)]
+        return "\n".join(lines)
+
+
+class Adapted(NamedTuple):
+    """The prior to use, and how it came about."""
+
+    prior: PatchPrior
+    report: Report
+
+
+def adapt(
+    prior: PatchPrior,
+    y: np.ndarray | Tensor | ImageSource,
+    sigma: float | Sequence[float] | None = None,
+    *,
+    generator: torch.Generator | None = None,
+    max_seconds: float = 60.0,
+    max_steps: int = 400,
+    learning_rate: float = 1e-3,
+    moving: Moving = "all",
+    progress: bool = True,
+) -> Adapted:
+    """Move a prior to the noisy image that it is to restore, or to several noisy images of one kind.
+
+    Parameters
+    ----------
+    prior
+        It is not changed.
+    y
+        One image (H, W), or the images of a set as for :func:`patchscore.fit`. With a gray prior, the
+        channels of an image (H, W, C) in a list are images of their own.
+    sigma
+        The noise level in the unit of the images: one for all, one for each, or None to have each
+        estimated.
+    generator
+        Of the halves, the crops and the probes; on the CPU. Seed 0 if not given.
+    max_seconds, max_steps
+        When to stop at the latest. If it was the time, the report says after how many steps, and the
+        same ``max_steps`` with more time gives the same prior again.
+    learning_rate
+        The first one; it is halved, from the best weights so far, whenever it gains nothing.
+    moving
+        The weights that are learned: ``"all"``, or those ``"upper"`` than the first layer.
+    progress
+        Whether a progress bar is shown.
+
+    Returns
+    -------
+    Adapted
+        A new prior with its history in its card, or the one given, and the report.
+
+    Raises
+    ------
+    InputError
+        If an image, a noise level or an option does not fit, or the prior has nothing to learn.
+
+    Notes
+    -----
+    Fails if the noise is not white and Gaussian or its level is wrong, since the risk is then biased:
+    the residual is compared with what is expected, and a prior is not adapted to noise that is clearly
+    of another kind. Gains are largest where structure repeats and where the image is unlike what the
+    prior was trained on; on an image of few pixels they can rarely be told from chance.
+    """
+    start = time.perf_counter()
+    generator = generator or torch.Generator().manual_seed(0)
+    _check(max_seconds, max_steps, learning_rate, generator)
+    weights = _moving(prior, moving)
+    images, sigmas = _noisy_images(prior, y, sigma, generator)
+    before = [respond(prior, image.y, image.sigma, image.probes) for image in images]
+    residuals = tuple(
+        look_at_residual(old, image.y, image.sigma, image.probes)
+        for old, image in zip(before, images, strict=True)
+    )
+    warnings, obstacle = _judge(images, residuals)
+    search = Search(prior, weights, images, before, learning_rate, generator)
+    if obstacle is None:
+        with tqdm(total=max_steps, unit="step", disable=not progress) as bar:
+            search.run(max_steps, start + max_seconds, bar)
+    best = search.best
+    accepted = best.step > 0
+    report = Report(
+        accepted,
+        obstacle or _reason(search),
+        best.gain,
+        best.error,
+        sigmas,
+        best.step,
+        best.learning_rate,
+        time.perf_counter() - start,
+        tuple(search.checks),
+        residuals,
+        warnings,
+    )
+    if not accepted:
+        return Adapted(prior, report)
+    adapted = search.adapted()
+    entry = {
+        "images": len(images),
+        "sigmas": list(sigmas),
+        "weights": list(weights),
+        "learning_rate": report.learning_rate,
+        "steps": report.steps,
+        "gain": report.gain,
+        "error": report.error,
+        "date": date.today().isoformat(),
+    }
+    adapted.card["adapted"] = [*adapted.card.get("adapted", []), entry]
+    return Adapted(adapted, report)
+
+
+def _check(max_seconds: float, max_steps: int, learning_rate: float, generator: torch.Generator) -> None:
+    if not max_seconds > 0:
+        raise InputError(f"max_seconds is {max_seconds}; expected a positive number.")
+    if not (isinstance(max_steps, int | np.integer) and max_steps > 0):
+        raise InputError(f"max_steps is {max_steps!r}; expected a positive whole number.")
+    if not 0 < learning_rate < math.inf:
+        raise InputError(f"learning_rate is {learning_rate}; expected a positive number.")
+    if generator.device.type != "cpu":
+        raise InputError(
+            f"the generator is on {generator.device}; expected one on the CPU, so that a run draws the "
+            "same crops and probes on every device: torch.Generator().manual_seed(0)."
+        )
+
+
+def _moving(prior: PatchPrior, moving: Moving) -> list[str]:
+    """The names of the weights that are learned."""
+    if moving not in get_args(Moving):
+        raise InputError(f"moving is {moving!r}; choose one of {get_args(Moving)}.")
+    names = [name for name, _ in prior.network.named_parameters()]
+    if not names:
+        raise InputError(
+            f"{type(prior.network).__name__} has no parameters, so there is nothing to adapt; use a "
+            "learned prior."
+        )
+    if moving == "upper":
+        return names if len(names) == 1 else [name for name in names if name != names[0]]
+    return names
+
+
+def _noisy_images(
+    prior: PatchPrior,
+    y: np.ndarray | Tensor | ImageSource,
+    sigma: float | Sequence[float] | None,
+    generator: torch.Generator,
+) -> tuple[list[NoisyImage], tuple[float, ...]]:
+    """The images, each in units of its noise and about its mean if that changes nothing."""
+    network = prior.network
+    source: ImageSource = [y] if isinstance(y, np.ndarray | Tensor) and y.ndim == 2 else y
+    data = training_images(source, channels=network.channels, smallest=1, constant=True)
+    if sigma is None:
+        levels = [estimated_sigma(image.numpy(), 0) for image in data]
+    else:
+        levels = [*sigma] if isinstance(sigma, Sequence) else [sigma] * len(data)
+    if len(levels) != len(data):
+        raise InputError(
+            f"there are {len(data)} images and {len(levels)} noise levels; give one for all, or one for "
+            "each."
+        )
+    images = []
+    for image, level in zip(data, levels, strict=True):
+        check_noise_level(level)
+        u = image.double()[None]
+        if network.brightness_invariant:
+            u = u - u.mean()
+        unit = level if prior.scale_invariant else 1.0
+        u = (u / unit).to(network.like)
+        half = random_halves(u.shape[-2], u.shape[-1], generator).to(u.device)
+        images.append(NoisyImage(u, level / unit, random_signs(PROBES, u, generator), half))
+    return images, tuple(float(level) for level in levels)
+
+
+def _judge(
+    images: Sequence[NoisyImage], residuals: Sequence[Residual]
+) -> tuple[tuple[str, ...], str | None]:
+    """What may be wrong, and what stands in the way of adapting."""
+    warnings, obstacle = [], None
+    low, high = VARIANCES
+    for number, residual in enumerate(residuals):
+        name = f"image {number}: " if len(residuals) > 1 else ""
+        if residual.clipped > CLIPPED:
+            warnings.append(
+                f"{name}{100 * residual.clipped:.0f} % of the pixels have the lowest or the highest "
+                "value: the image seems clipped, and clipped noise is not Gaussian"
+            )
+        if max(map(abs, residual.correlation)) > CORRELATION:
+            warnings.append(
+                f"{name}the residual of neighbouring pixels is correlated by "
+                f"{residual.correlation[0]:+.2f} in columns and {residual.correlation[1]:+.2f} in rows: "
+                "the noise is not white"
+            )
+            obstacle = "the noise does not look white, so the risk cannot be estimated"
+        if not low < residual.variance < high:
+            more = "more" if residual.variance > 1 else "less"
+            warnings.append(
+                f"{name}the residual has {residual.variance:.2f} times the variance that is expected: "
+                f"there is {more} noise than sigma says, or the prior does not know such images"
+            )
+            obstacle = "the residual is not that of noise of this level, so the risk cannot be estimated"
+    if not any(image.half.any() for image in images):
+        obstacle = "the images are too small for two halves, one to judge what the other one taught"
+    return tuple(warnings), obstacle
+
+
+def _reason(search: Search) -> str:
+    best = search.best
+    if not search.checks:
+        return f"{search.ended}, before any could be judged; give it more"
+    if best.step > 0:
+        return f"the estimated error fell by {_percent(best)} in {best.step} steps; {search.ended}"
+    closest = max(search.checks, key=lambda check: check.bound)
+    return (
+        f"no gain that could be told from chance, at best {_percent(closest)} of the estimated error, "
+        f"so the prior is as it was given; {search.ended}"
+    )
+
+
+def _percent(check: Check) -> str:
+    return f"{100 * check.gain:.1f} +- {100 * check.error:.1f} %"

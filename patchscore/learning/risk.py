@@ -1,0 +1,140 @@
+"""What a denoiser costs on a noisy image whose truth is unknown, and how well that is known.
+
+For y = x + n with noise of sigma, D(y) = y + sigma^2 s(y, sigma) and its derivative J = dD/dy,
+
+    risk = |D - y|^2 - m sigma^2 + 2 sigma^2 tr J          E risk = E |D - x|^2             over m pixels
+
+(Stein 1981). Of two denoisers that differ by d = D' - D, the second is better by
+
+    gain = -d'(d + 2 (D - y)) - 2 sigma^2 tr dd/dy         = |D - x|^2 - |D' - x|^2 + error
+    error = 2 (d'n - sigma^2 tr dd/dy)                     E error = 0
+    E error^2 = 4 sigma^2 E |d|^2 + 4 sigma^4 E tr (dd/dy)^2
+
+(Stein's lemma, twice: Bellec and Zhang 2021, theorem 2.1): what two risks share cancels, so the smaller
+the change, the better is its gain known. Traces are taken by K probes b of random signs and central
+differences (Hutchinson; Ramani, Blu and Unser 2008), tr J ~ b' (D(y + e b) - D(y - e b)) / 2 e, which
+adds 8 sigma^4 |dd/dy|^2 / K to the square of the error.
+
+If D is the posterior mean, the residual r = y - D has E r r' = sigma^2 (I - E J): its size and its
+correlation between neighbours say whether the noise is white and of this level.
+
+References: Stein, Annals of Statistics 9 (1981), theorem 1; Ramani, Blu and Unser, IEEE Trans. Image
+Processing 17 (2008), equation 14; Bellec and Zhang, Annals of Statistics 49 (2021), "Second-order
+Stein".
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from patchscore.priors.prior import PatchPrior
+
+# Of sigma: far above the rounding of float32, far below where a denoiser bends.
+DIFFERENCE = 0.1
+
+
+class Response(NamedTuple):
+    """What a denoiser makes of an image, (1, C, H, W), and of its probes, J b: (K, C, H, W)."""
+
+    estimate: Tensor
+    moves: Tensor
+
+
+class Gain(NamedTuple):
+    """The fall of the squared error from one denoiser to another, and the square of its error bar.
+
+    Both are sums over pixels in units of sigma^2, so those of several images add up; ``risk`` is the
+    squared error of the first one, by the same estimate, and ``pixels`` how many values were judged.
+    """
+
+    gain: float
+    variance: float
+    risk: float
+    pixels: float
+
+
+class Residual(NamedTuple):
+    """What is left of an image, beside what noise that is white and of the level given would leave.
+
+    Attributes
+    ----------
+    variance : the mean square of the residual over what is expected, 1 if all is right
+    correlation
+        Between neighbours in a column and in a row, above what is expected, in units of sigma^2; 0 if
+        the noise is white.
+    clipped : the share of pixels that have the lowest or the highest value of the image
+    """
+
+    variance: float
+    correlation: tuple[float, float]
+    clipped: float
+
+
+def random_signs(count: int, like: Tensor, generator: torch.Generator) -> Tensor:
+    """Independent signs in the shape of an image: (count, C, H, W)."""
+    signs = torch.randint(0, 2, (count, *like.shape[1:]), generator=generator, device=generator.device)
+    return (2 * signs - 1).to(like)
+
+
+@torch.no_grad()
+def respond(prior: PatchPrior, y: Tensor, sigma: float, probes: Tensor) -> Response:
+    """D(y), and J b of every probe, for an image (1, C, H, W).
+
+    The estimate is the mean of those beside y, which saves an evaluation and differs in second order.
+    """
+    step = DIFFERENCE * sigma
+    estimate = torch.zeros_like(y)
+    moves = []
+    for b in probes.split(1):
+        ahead, behind = prior.denoise(y + step * b, sigma), prior.denoise(y - step * b, sigma)
+        moves.append((ahead - behind) / (2 * step))
+        estimate += (ahead + behind) / (2 * len(probes))
+    return Response(estimate, torch.cat(moves))
+
+
+def estimated_gain(
+    new: Response, old: Response, y: Tensor, sigma: float, probes: Tensor, where: Tensor
+) -> Gain:
+    """How much better ``new`` is than ``old`` on the pixels ``where``, a mask (H, W)."""
+    mask = where.to(y)
+    variance = sigma**2
+    change = new.estimate - old.estimate
+    moved = new.moves - old.moves
+    trace = (mask * probes * moved).sum() / len(probes)
+    squared = (mask * moved.square()).sum() / len(probes)
+    pixels = mask.sum() * y.shape[1]
+    residual = old.estimate - y
+    gain = -(mask * change * (change + 2 * residual)).sum() - 2 * variance * trace
+    square = 4 * variance * (mask * change.square()).sum()
+    square = square + 4 * variance**2 * squared * (1 + 2 / len(probes))
+    old_trace = (mask * probes * old.moves).sum() / len(probes)
+    risk = (mask * residual.square()).sum() + variance * (2 * old_trace - pixels)
+    return Gain(
+        float(gain / variance), float(square / variance**2), float(risk / variance), float(pixels)
+    )
+
+
+def look_at_residual(response: Response, y: Tensor, sigma: float, probes: Tensor) -> Residual:
+    """Compare the residual with what white noise of this level would leave."""
+    r = (y - response.estimate) / sigma
+    trace = (probes * response.moves).mean()
+    correlation = []
+    for axis in (-2, -1):
+        ahead, behind = (slice(1, None), slice(None, -1))
+        found = _along(r, axis, ahead).mul(_along(r, axis, behind)).mean()
+        # J is symmetric for the gradient of a potential; the mean of both sides serves any score.
+        both = _along(probes, axis, ahead) * _along(response.moves, axis, behind)
+        both = both + _along(probes, axis, behind) * _along(response.moves, axis, ahead)
+        correlation.append(float(found + both.mean() / 2))
+    extreme = ((y == y.amin()) | (y == y.amax())).double().mean()
+    expected = (1 - trace).clamp_min(1e-3)
+    return Residual(
+        float(r.square().mean() / expected), (correlation[0], correlation[1]), float(extreme)
+    )
+
+
+def _along(values: Tensor, axis: int, part: slice) -> Tensor:
+    return values[..., part, :] if axis == -2 else values[..., part]

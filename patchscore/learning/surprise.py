@@ -1,0 +1,340 @@
+"""How unlike the images that a prior was trained on is a noisy one, as a map and as a number.
+
+With the estimate d = y + sigma^2 s(y, sigma), G_k a Gaussian blur of k pixels and averages < > over a
+region, the image or a window, the prior and its noise level say of the region, in units of the noise:
+
+    c_k = log(< (d - G_k d)^2 > / sigma^2 + 0.01)     contrast of the estimate below k pixels
+    e   = -< (y - G_16 y) s(y, sigma) >               local energy, for a Gaussian prior twice that of
+                                                      the density; E e = 1 - tr G_16 / n under any prior
+
+f = (c_1, c_2, c_4, c_8, c_32, e) is compared with what regions of training images of the same c_16 have,
+f ~ N(m, D C D), where m and log D are quadratic in c_16. The surprise is the distance
+
+    r^2 = (f - m)' (D C D)^-1 (f - m)
+
+The number is r of the image among the r of training images, each under a law fitted to others; the map
+is r of the window around each pixel. A prior that is invariant to amplitude has no unit in which a noise
+level could be looked up: the contrast c_16, in units of the noise, stands for it.
+
+References: Stein, Annals of Statistics 9 (1981), lemma 1, for E e; Vovk, Gammerman and Shafer,
+"Algorithmic Learning in a Random World" (2005), chapter 2, and Barber, Candes, Ramdas and Tibshirani,
+Annals of Statistics 49 (2021), section 3 (conformal p-values, by cross-validation).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from scipy.fft import dctn, idctn
+from torch import Tensor
+from tqdm import tqdm
+
+from patchscore.errors import InputError
+from patchscore.images import ImageSource, numeric_array, training_images
+from patchscore.noise import check_noise_level, standard_normal
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+KEY = "surprise"  # of the card of a prior
+SCALES = 16, 1, 2, 4, 8, 32
+FLOOR = 0.01  # contrasts below a hundredth of the noise's variance are errors of the estimate
+WINDOW = 20.0  # of the map: the standard deviation of a Gaussian, in pixels
+SMALLEST = 64
+FOLDS = 5
+LEVEL = 0.95
+
+
+class Scored(Protocol):
+    """What is asked of a prior: a score of (B, C, H, W) images."""
+
+    def score(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """grad log p_sigma(x)."""
+
+
+class Law(NamedTuple):
+    """The features f of a region given its contrast c_16: a Gaussian, its parameters quadratic in c_16.
+
+    Attributes
+    ----------
+    bounds : of the c_16 seen; beyond them it is taken to be at the bound
+    mean, log_std : (3, 6) coefficients of m and of log D, the constant first
+    covariance : (6, 6) C
+    mark : the distance r that five of a hundred training regions exceed
+    """
+
+    bounds: np.ndarray
+    mean: np.ndarray
+    log_std: np.ndarray
+    covariance: np.ndarray
+    mark: float
+
+    def distance(self, features: np.ndarray) -> np.ndarray:
+        """r: (..., 7) features, c_16 first, -> (...)."""
+        basis = self._basis(features[..., 0])
+        z = (features[..., 1:] - basis @ self.mean) / np.exp(basis @ self.log_std)
+        r: np.ndarray = np.sqrt((z * (z @ np.linalg.inv(self.covariance))).sum(-1))
+        return r
+
+    @classmethod
+    def fit(cls, features: np.ndarray) -> Law:
+        """By least squares: (N, 7) -> a law, its mark that of the N regions themselves."""
+        bounds = np.quantile(features[:, 0], (0.002, 0.998))
+        law = cls(bounds, np.zeros((3, 6)), np.zeros((3, 6)), np.eye(6), math.nan)
+        basis, f = law._basis(features[:, 0]), features[:, 1:]
+        law = law._replace(mean=np.linalg.lstsq(basis, f, rcond=None)[0])
+        residual = f - basis @ law.mean
+        spread = np.log(residual**2 + 1e-12) / 2
+        law = law._replace(log_std=np.linalg.lstsq(basis, spread, rcond=None)[0])
+        z = residual / np.exp(basis @ law.log_std)
+        law = law._replace(covariance=z.T @ z / len(z))
+        if np.linalg.matrix_rank(law.covariance) < 6:
+            raise InputError(
+                "contrasts and energies of these images do not vary enough to tell what is usual: give "
+                "more and other images, and a prior whose score is not zero."
+            )
+        return law._replace(mark=float(np.quantile(law.distance(features), LEVEL)))
+
+    def _basis(self, contrast: np.ndarray) -> np.ndarray:
+        c = np.clip(contrast, *self.bounds)
+        return np.stack([np.ones_like(c), c, c**2], -1)
+
+
+class Expectation(NamedTuple):
+    """What a prior expects of the images that it was trained on; made by :func:`expect`.
+
+    Attributes
+    ----------
+    image, window : the laws of whole images, and of the windows of the map
+    distances : (N,) r of training images under laws fitted without them, in increasing order
+    """
+
+    image: Law
+    window: Law
+    distances: np.ndarray
+
+    def card(self) -> dict[str, Any]:
+        """All of it as JSON can hold it, 8 kB for 360 images, for ``prior.card["surprise"]``."""
+        return {
+            "image": [_plain(value, 10) for value in self.image],
+            "window": [_plain(value, 10) for value in self.window],
+            "distances": _plain(self.distances, 5),
+        }
+
+    @classmethod
+    def from_card(cls, card: Mapping[str, Any]) -> Expectation:
+        """The inverse of :meth:`card`."""
+        image, window = (
+            Law._make(np.asarray(part) for part in card[name]) for name in ("image", "window")
+        )
+        return cls(image, window, np.asarray(card["distances"]))
+
+
+class Surprise(NamedTuple):
+    """How unlike the training images a noisy image is.
+
+    Attributes
+    ----------
+    map
+        (H, W) r of the window around each pixel, a Gaussian of 20 pixels, in units of its mark: 1 is
+        exceeded by 5 % of the windows of training images.
+    value
+        r of the whole image, in units of its mark: 1 is exceeded by 5 % of training images.
+    p_value
+        (1 + the number of training images that surprise at least as much) / (1 + their number), at most
+        0.05 for 5 % of images like those. It ranks; :attr:`value` says how far off.
+    y : (H, W) the noisy image, the mean of its channels
+    """
+
+    map: np.ndarray
+    value: float
+    p_value: float
+    y: np.ndarray
+
+    def plot(self) -> Figure:
+        """The noisy image and the map, on which the 95 % mark is a line."""
+        from patchscore.learning.figures import surprise_figure
+
+        return surprise_figure(self)
+
+
+def surprise(prior: Scored, y: Any, sigma: float, *, expectation: Expectation | None = None) -> Surprise:
+    """Compare a noisy image with the images that the prior was trained on.
+
+    It costs one evaluation of the score. For a prior that is invariant to amplitude and brightness,
+    that of a y + c at a sigma is that of y at sigma.
+
+    Parameters
+    ----------
+    prior
+        Anything with a ``score``; one of :class:`~patchscore.priors.prior.PatchPrior` whose card has
+        an expectation, as those of the bundled priors have, or any with the argument of that name.
+    y
+        (H, W), or (1, C, H, W) with the channels of the prior: an array or tensor in any unit, at least
+        64 pixels wide and high.
+    sigma
+        The standard deviation of its white Gaussian noise, in the unit of y.
+    expectation
+        What is expected of training images, from :func:`expect`. By default that of the card.
+
+    Raises
+    ------
+    InputError
+        If there is no expectation, the image has another shape, is small or not finite, or sigma is
+        not one positive number.
+
+    Notes
+    -----
+    Calibrated for images like the training images, also in size, with white noise, on average over the
+    noise levels of the expectation, and but for the error of the cross-validation (a fixed level near
+    one of its ends may be off). A wrong noise level surprises too. Images that have the contrasts of a
+    photograph at all scales are not told from one: a p-value that is not small proves nothing.
+    """
+    check_noise_level(sigma)
+    if expectation is None:
+        card = getattr(prior, "card", {})
+        if KEY not in card:
+            raise InputError(
+                "this prior does not know what to expect: its card has no entry "
+                f'"{KEY}". Make one from images like those that it was trained on: '
+                f'prior.card["{KEY}"] = patchscore.expect(prior, images, sigmas=(low, high)).card().'
+            )
+        expectation = Expectation.from_card(card[KEY])
+    pixels = numeric_array(y, name="y").astype(np.float64)
+    pixels = pixels[None, None] if pixels.ndim == 2 else pixels
+    if pixels.ndim != 4 or len(pixels) != 1 or min(pixels.shape[2:]) < SMALLEST:
+        raise InputError(
+            f"y has shape {np.shape(y)}; expected one image, (H, W) or (1, C, H, W), with at least "
+            f"{SMALLEST} x {SMALLEST} pixels: smaller ones are too few for its coarse contrasts."
+        )
+    whole, windows = _features(prior, torch.from_numpy(pixels), float(sigma))
+    distance = float(expectation.image.distance(whole))
+    return Surprise(
+        expectation.window.distance(windows) / expectation.window.mark,
+        float(distance / expectation.image.mark),
+        p_value(expectation, distance),
+        pixels[0].mean(0),
+    )
+
+
+def p_value(expectation: Expectation, distance: float) -> float:
+    """(1 + #{r_i >= r}) / (1 + N) with the r_i of N training images."""
+    n = len(expectation.distances)
+    return (1 + n - int(np.searchsorted(expectation.distances, distance))) / (1 + n)
+
+
+def expect(
+    prior: Scored,
+    images: ImageSource,
+    *,
+    sigmas: tuple[float, float],
+    draws: int = 2,
+    generator: torch.Generator | None = None,
+    progress: bool = True,
+) -> Expectation:
+    """Learn what is to be expected of images: of noisy ones like these, between two noise levels.
+
+    Each image is taken ``draws`` times, at noise levels that are log-uniform. Of N images, the 95 % mark
+    is one that 5 % +- sqrt(0.0475 / N) of such images exceed. To keep the expectation with a prior:
+    ``prior.card["surprise"] = expect(prior, images, sigmas=...).card()``; it has to be made again when
+    the prior is trained further.
+
+    Parameters
+    ----------
+    prior
+        Anything with a ``score``.
+    images
+        Clean images as for :func:`patchscore.fit`, at least 20 of at least 64 x 64 pixels: those that
+        the prior learned from, or better, if there are enough, others like them.
+    sigmas
+        The lowest and the highest noise level, in the unit of the images.
+    draws
+        Noise levels for each image.
+    generator
+        Of the noise and its levels; seed 0 by default.
+    progress
+        Whether to show a bar.
+
+    Raises
+    ------
+    InputError
+        If an image does not fit, there are too few or they are too much alike, or a noise level is not
+        positive.
+    """
+    low, high = sigmas
+    if not 0 < low <= high < math.inf or draws < 1:
+        raise InputError(
+            f"sigmas is {sigmas} and draws {draws}; expected a lowest and a highest noise level, both "
+            "positive and in the unit of the images, and at least one draw."
+        )
+    generator = generator or torch.Generator().manual_seed(0)
+    channels = getattr(getattr(prior, "network", None), "channels", 1)
+    data = training_images(images, channels=channels, smallest=SMALLEST)
+    if len(data) < 20:
+        raise InputError(
+            f"there are {len(data)} images; expected at least 20, since five of a hundred are to be "
+            "told from the others. Cut large images into several."
+        )
+    whole, windows, numbers = [], [], []
+    step = int(WINDOW)
+    for number, clean in enumerate(tqdm(data, unit="image", disable=not progress)):
+        for draw in range(draws):
+            place = (draw + torch.rand((), generator=generator).item()) / draws
+            sigma = low * (high / low) ** place
+            x = clean[None].double()
+            features = _features(prior, x + sigma * standard_normal(x, generator), sigma)
+            whole.append(features[0])
+            windows.append(
+                features[1][step // 2 :: step, step // 2 :: step].reshape(-1, len(SCALES) + 1)
+            )
+            numbers.append(number)
+    return _expectation(np.stack(whole), np.concatenate(windows), np.array(numbers))
+
+
+def _expectation(whole: np.ndarray, windows: np.ndarray, numbers: np.ndarray) -> Expectation:
+    """From features of images, (N, 7), of windows, and the number of the image that each is of."""
+    distances = np.empty(len(whole))
+    for fold in range(FOLDS):
+        out = numbers % FOLDS == fold
+        distances[out] = Law.fit(whole[~out]).distance(whole[out])
+    distances.sort()
+    rank = min(math.ceil(LEVEL * (1 + len(distances))), len(distances))
+    image = Law.fit(whole)._replace(mark=float(distances[rank - 1]))
+    return Expectation(image, Law.fit(windows), distances)
+
+
+@torch.no_grad()
+def _features(prior: Scored, y: Tensor, sigma: float) -> tuple[np.ndarray, np.ndarray]:
+    """c_16, c_1, c_2, c_4, c_8, c_32, e of the image, (7,), and of every window, (H, W, 7)."""
+    like = getattr(getattr(prior, "network", None), "like", y)
+    score = prior.score(y.to(like), sigma).to(y).cpu().numpy()[0] * sigma
+    u = (y - y.mean()).cpu().numpy()[0] / sigma
+    d = u + score
+    maps = [np.square(d - _blur(d, k)).mean(0) for k in SCALES]
+    energy = -((u - _blur(u, SCALES[0])) * score).mean(0)
+    parts = np.stack([*maps, energy])
+    whole, windows = parts.mean((1, 2)), np.moveaxis(_blur(parts, WINDOW), 0, -1).copy()
+    for values in (whole, windows):
+        # The mean of squares is positive but for rounding.
+        values[..., :-1] = np.log(values[..., :-1].clip(0) + FLOOR)
+    return whole, windows
+
+
+def _blur(x: np.ndarray, pixels: float) -> np.ndarray:
+    """G_k of (..., H, W) images mirrored at their borders, where cosines are its eigenvectors."""
+    rows, columns = (np.square(np.pi * pixels * np.arange(n) / n) for n in x.shape[-2:])
+    gain = np.exp(-(rows[:, None] + columns) / 2)
+    axes = -2, -1
+    blurred: np.ndarray = idctn(gain * dctn(x, axes=axes, norm="ortho"), axes=axes, norm="ortho")
+    return blurred
+
+
+def _plain(values: Any, digits: int) -> Any:
+    """Numbers as lists, to so many digits."""
+    if np.ndim(values) == 0:
+        return float(f"{values:.{digits}g}")
+    return [_plain(value, digits) for value in values]
