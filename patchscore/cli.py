@@ -18,6 +18,7 @@ from patchscore.denoising import denoise
 from patchscore.errors import InputError
 from patchscore.files import ImageFile, check_writable, image_files, read_image, write_image
 from patchscore.images import numeric_array, training_images
+from patchscore.learning.adapt import adapt
 from patchscore.learning.fit import fit
 from patchscore.learning.surprise import KEY as SURPRISE_KEY
 from patchscore.noise import check_noise_level, estimated_sigma
@@ -89,6 +90,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_device(clean)
     clean.set_defaults(run=_denoise)
+
+    move = commands.add_parser(
+        "adapt",
+        help="let a prior learn from noisy images of a new kind",
+        description="Let a prior learn from noisy images of a new kind, without any clean one, and save "
+        "the result as a prior for all images of that kind.",
+    )
+    move.add_argument("folder", metavar="FOLDER", type=Path, help="of noisy images")
+    move.add_argument("-o", "--output", metavar="PRIOR", type=Path, required=True)
+    move.add_argument(
+        "--sigma", type=float, help="noise level in the unit of the files (default: each estimated)"
+    )
+    move.add_argument(
+        "--prior", default="natural-gray", metavar="NAME|FILE", help="default: %(default)s"
+    )
+    move.add_argument("--minutes", type=float, default=5.0, help="at most (default: %(default)s)")
+    move.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    _add_device(move)
+    move.set_defaults(run=_adapt)
 
     train = commands.add_parser(
         "train",
@@ -202,6 +222,12 @@ def _denoise_file(
     if sigma is None:
         sigma = estimated_sigma(numeric_array(image.pixels, name=source.name), channel_axis) or None
         tqdm.write(f"{source.name}: estimated noise level {sigma or 0:.3g}")
+    generator = torch.Generator().manual_seed(options.seed)
+    if options.adapt and sigma is not None:
+        by_channel = prior.network.channels == 1 and channel_axis is not None
+        noisy = list(np.moveaxis(image.pixels, -1, 0)) if by_channel else [image.pixels]
+        prior, report = adapt(prior, noisy, sigma, generator=generator)
+        tqdm.write(f"{source.name}: {report}")
     if std is None:
         estimate = denoise(image.pixels, sigma, prior=prior, channel_axis=channel_axis)
     else:
@@ -212,10 +238,29 @@ def _denoise_file(
             channel_axis=channel_axis,
             return_std=True,
             samples=options.samples or 16,
-            generator=torch.Generator().manual_seed(options.seed),
+            generator=generator,
         )
         write_image(std, plain._replace(pixels=deviation), dtype=np.float32)
     write_image(target, image._replace(pixels=estimate), dtype=image.pixels.dtype)
+
+
+def _adapt(options: argparse.Namespace) -> int:
+    if not options.minutes > 0:
+        raise InputError(f"--minutes is {options.minutes}; expected a positive number.")
+    check_destination(options.output)
+    adapted, report = adapt(
+        load_prior(options.prior, options.device),
+        options.folder,
+        options.sigma,
+        generator=torch.Generator().manual_seed(options.seed),
+        max_seconds=60 * options.minutes,
+    )
+    print(report)
+    if not report.adapted:
+        print(f"{options.output} was not written.")
+        return 1
+    adapted.save(options.output)
+    return 0
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -209,3 +209,53 @@ def test_bad_uses_of_the_standard_deviation_are_refused(
     assert main(["denoise", "noisy.png", "clean.png", "--sigma", "20", *arguments]) == 2
     assert words in capfd.readouterr().err
     assert not Path("clean.png").exists()
+
+
+@pytest.fixture
+def weave() -> np.ndarray:
+    """A pattern that repeats, unlike a photograph, with noise."""
+    rows, columns = np.mgrid[:96, :96]
+    clean = 128 + 60 * np.sign(np.sin(rows * 0.9) * np.sin(columns * 0.7 + rows * 0.2))
+    return clean + SIGMA * np.random.default_rng(0).standard_normal(clean.shape)
+
+
+def test_adaptation_to_the_image_is_that_of_the_library(
+    weave: np.ndarray, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source, target = tmp_path / "noisy.npy", tmp_path / "clean.npy"
+    np.save(source, weave)
+    paths = [str(source), str(target)]
+    options = ["--prior", "natural-gray-fast", "--sigma", str(SIGMA), "--adapt", "--seed", "3"]
+    assert main(["denoise", *paths, *options]) == 0
+    prior = ps.load_prior("natural-gray-fast", "cpu")
+    generator = torch.Generator().manual_seed(3)
+    expected = ps.denoise(weave, SIGMA, prior=prior, adapt=True, generator=generator, progress=False)
+    np.testing.assert_array_equal(np.load(target), expected)
+    assert not np.array_equal(expected, ps.denoise(weave, SIGMA, prior=prior))
+    assert "noisy.npy: adapted: the estimated error fell by" in capfd.readouterr().out
+
+
+def test_a_prior_for_a_folder_of_noisy_images_is_written_with_its_history(
+    weave: np.ndarray, tmp_path: Path
+) -> None:
+    (tmp_path / "scans").mkdir()
+    for name, part in (("a", weave[:64]), ("b", weave[32:, :80])):
+        np.save(tmp_path / "scans" / f"{name}.npy", part)
+    target = tmp_path / "scanner.safetensors"
+    options = ["--prior", "natural-gray-fast", "--sigma", str(SIGMA)]
+    assert main(["adapt", str(tmp_path / "scans"), "-o", str(target), *options]) == 0
+    (entry,) = ps.load_prior(target, "cpu").card["adapted"]
+    assert entry["images"] == 2
+    assert entry["gain"] > 2 * entry["error"] > 0
+
+
+def test_no_prior_is_written_if_nothing_could_be_learned(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "scans").mkdir()
+    np.save(tmp_path / "scans" / "flat.npy", np.full((48, 48), 7.0))
+    target = tmp_path / "scanner.safetensors"
+    options = ["--prior", "natural-gray-fast", "--sigma", "1"]
+    assert main(["adapt", str(tmp_path / "scans"), "-o", str(target), *options]) == 1
+    assert not target.exists()
+    assert "not adapted" in capfd.readouterr().out

@@ -24,7 +24,7 @@ def test_an_example_runs_as_pasted(number: int, tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_readme_has_its_examples_and_two_commands() -> None:
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
     commands = re.findall(r"^pip install -c constraints\.txt .*$", README, flags=re.MULTILINE)
     assert [command.split("&&")[1].strip() for command in commands] == ["patchscore demo", "pytest"]
 

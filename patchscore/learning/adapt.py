@@ -32,6 +32,7 @@ from patchscore.errors import InputError
 from patchscore.images import ImageSource, training_images
 from patchscore.learning.risk import Residual, look_at_residual, random_signs, respond
 from patchscore.learning.search import Check, NoisyImage, Search, random_halves
+from patchscore.learning.surprise import KEY, SMALLEST, Surprise, surprise
 from patchscore.noise import check_noise_level, estimated_sigma
 from patchscore.priors.prior import PatchPrior
 
@@ -58,6 +59,9 @@ class Report(NamedTuple):
     seconds : all of it
     checks : all that was tried
     residuals : what is left of each image under the prior that was given
+    surprises
+        How unlike its training images each image is for that prior, with a map to plot, in units of the
+        noise; None for images too small for it. Empty if the prior does not know what to expect.
     warnings : what may be wrong with the images or their noise levels, in words
     """
 
@@ -71,6 +75,7 @@ class Report(NamedTuple):
     seconds: float
     checks: tuple[Check, ...]
     residuals: tuple[Residual, ...]
+    surprises: tuple[Surprise | None, ...]
     warnings: tuple[str, ...]
 
     @property
@@ -81,6 +86,12 @@ class Report(NamedTuple):
     def __str__(self) -> str:
         verdict = "adapted" if self.adapted else "not adapted"
         lines = [f"{verdict}: {self.reason}", *(f"warning: {text}" for text in self.warnings)]
+        for number, found in enumerate(self.surprises):
+            if found is not None and found.value > 1:
+                lines.append(
+                    f"image {number} is unlike the training images: a surprise of {found.value:.1f}, "
+                    "where 1 is the mark that 5 % of them exceed"
+                )
         return "\n".join(lines)
 
 
@@ -172,6 +183,7 @@ def adapt(
         time.perf_counter() - start,
         tuple(search.checks),
         residuals,
+        _surprises(prior, images),
         warnings,
     )
     if not accepted:
@@ -187,6 +199,7 @@ def adapt(
         "error": report.error,
         "date": date.today().isoformat(),
     }
+    adapted.card.pop(KEY, None)  # it expects what the prior given made of its training images
     adapted.card["adapted"] = [*adapted.card.get("adapted", []), entry]
     return Adapted(adapted, report)
 
@@ -250,6 +263,16 @@ def _noisy_images(
         half = random_halves(u.shape[-2], u.shape[-1], generator).to(u.device)
         images.append(NoisyImage(u, level / unit, random_signs(PROBES, u, generator), half))
     return images, tuple(float(level) for level in levels)
+
+
+def _surprises(prior: PatchPrior, images: Sequence[NoisyImage]) -> tuple[Surprise | None, ...]:
+    if KEY not in prior.card:
+        return ()
+    large = (min(image.y.shape[-2:]) >= SMALLEST for image in images)
+    return tuple(
+        surprise(prior, image.y, image.sigma) if enough else None
+        for image, enough in zip(images, large, strict=True)
+    )
 
 
 def _judge(
