@@ -16,7 +16,7 @@ from benchmarks.robustness.run import Workers, picture, run
 from benchmarks.robustness.sets import data_range
 from benchmarks.robustness.summary import Difference
 from benchmarks.robustness.table import STUDIES, Row, budget_path, read_budgets
-from benchmarks.robustness.training import Effort
+from benchmarks.robustness.training import CNN, Effort
 from patchscore.storage import replacing
 
 
@@ -95,24 +95,22 @@ def main(options: argparse.Namespace) -> int:
 
 
 def pictures(rows: Sequence[Row], todo: Sequence[Task], settings: Settings) -> list[Picture]:
-    """Of every study, where the patch prior is furthest behind a rival, and furthest ahead of one."""
-    found = summary.differences(rows)
-    chosen: list[Picture] = []
+    """Where the patch prior is furthest behind and ahead in every study, and behind each rival."""
+    several = (d for d in summary.differences(rows) if d.images > 1 and d.rival.method != "noisy")
+    found = sorted(several, key=lambda d: d.psnr.mean)
+    chosen: dict[Difference, None] = {}
     for study in STUDIES:
-        ours = sorted((d for d in found if _worth_seeing(d, study)), key=lambda d: d.psnr.mean)
-        for difference in dict.fromkeys([*ours[:1], *ours[-1:]]):
-            chosen.append(_picture(difference, rows, todo, settings))
-    return chosen
+        ours = [d for d in found if d.study == study]
+        chosen |= dict.fromkeys([*ours[:1], *ours[-1:]])
+    for rival in ("BM3D", CNN):
+        chosen |= dict.fromkeys([d for d in found if d.rival.method == rival][:1])
+    return [_picture(difference, rows, todo, settings) for difference in chosen]
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
     """A table whose first line is its head."""
     head, *body = lines
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *body))
-
-
-def _worth_seeing(difference: Difference, study: str) -> bool:
-    return difference.study == study and difference.rival.method != "noisy"
 
 
 def _picture(

@@ -8,7 +8,7 @@ signs in every step (:mod:`patchscore.learning.risk`). The pixels are split into
 each teaches a copy of the prior, and judges the copy that the other one taught
 (:mod:`patchscore.learning.search`). By the gain that is measured so, it is decided how fast to learn,
 when to stop, and whether to keep what was learned: only if the gain is above twice its own standard
-error. Else the prior that was given comes back.
+error and what a small error of sigma could feign. Else the prior that was given comes back.
 
 References: Stein, Annals of Statistics 9 (1981); Soltanayev and Chun, NeurIPS 2018 (SURE as the loss of
 a network); Mohan, Vincent, Manzorro, Crozier, Simoncelli and Fernandez-Granda, "Adaptive denoising via
@@ -41,7 +41,10 @@ PROBES = 2
 # A residual whose variance or correlation is outside of these is not that of the noise that was given.
 VARIANCES = 0.8, 1.25
 CORRELATION = 0.1
-CLIPPED = 0.01
+# Shares of clipped pixels that are worth a word, and that forbid to trust the risk.
+CLIPPED = 0.01, 0.05
+# How well a noise level is known, as a share of it.
+GIVEN_ERROR, ESTIMATED_ERROR = 0.005, 0.1
 
 
 class Report(NamedTuple):
@@ -88,9 +91,10 @@ class Report(NamedTuple):
         lines = [f"{verdict}: {self.reason}", *(f"warning: {text}" for text in self.warnings)]
         for number, found in enumerate(self.surprises):
             if found is not None and found.value > 1:
+                name = f"image {number}" if len(self.surprises) > 1 else "the image"
                 lines.append(
-                    f"image {number} is unlike the training images: a surprise of {found.value:.1f}, "
-                    "where 1 is the mark that 5 % of them exceed"
+                    f"{name} is unlike the training images: a surprise of {found.value:.1f}, where 1 is "
+                    "the mark that 5 % of them exceed"
                 )
         return "\n".join(lines)
 
@@ -111,6 +115,7 @@ def adapt(
     max_seconds: float = 60.0,
     max_steps: int = 400,
     learning_rate: float = 1e-3,
+    sigma_error: float | None = None,
     moving: Moving = "all",
     progress: bool = True,
 ) -> Adapted:
@@ -121,18 +126,21 @@ def adapt(
     prior
         It is not changed.
     y
-        One image (H, W), or the images of a set as for :func:`patchscore.fit`. With a gray prior, the
-        channels of an image (H, W, C) in a list are images of their own.
+        One image (H, W), or the images of a set as for :func:`patchscore.fit`.
     sigma
         The noise level in the unit of the images: one for all, one for each, or None to have each
         estimated.
     generator
-        Of the halves, the crops and the probes; on the CPU. Seed 0 if not given.
+        Of the halves, the crops and the probes; on the CPU. Seed 0 if not given. On one machine, with
+        one number of threads, the same seed gives the same prior to the last bit.
     max_seconds, max_steps
         When to stop at the latest. If it was the time, the report says after how many steps, and the
         same ``max_steps`` with more time gives the same prior again.
     learning_rate
         The first one; it is halved, from the best weights so far, whenever it gains nothing.
+    sigma_error
+        How well the noise level is known, as a share of it: what such an error could feign is not
+        taken for a gain. By default 0.005 for a level that is given and 0.1 for one that is estimated.
     moving
         The weights that are learned: ``"all"``, or those ``"upper"`` than the first layer.
     progress
@@ -157,16 +165,19 @@ def adapt(
     """
     start = time.perf_counter()
     generator = generator or torch.Generator().manual_seed(0)
-    _check(max_seconds, max_steps, learning_rate, generator)
+    if sigma_error is None:
+        sigma_error = ESTIMATED_ERROR if sigma is None else GIVEN_ERROR
+    _check(max_seconds, max_steps, learning_rate, sigma_error, generator)
     weights = _moving(prior, moving)
     images, sigmas = _noisy_images(prior, y, sigma, generator)
-    before = [respond(prior, image.y, image.sigma, image.probes) for image in images]
+    exact = prior.with_precision("float32")  # differences of rounded estimates would be noise
+    before = [respond(exact, image.y, image.sigma, image.probes) for image in images]
     residuals = tuple(
         look_at_residual(old, image.y, image.sigma, image.probes)
         for old, image in zip(before, images, strict=True)
     )
     warnings, obstacle = _judge(images, residuals)
-    search = Search(prior, weights, images, before, learning_rate, generator)
+    search = Search(exact, weights, images, before, learning_rate, sigma_error, generator)
     if obstacle is None:
         with tqdm(total=max_steps, unit="step", disable=not progress) as bar:
             search.run(max_steps, start + max_seconds, bar)
@@ -188,7 +199,7 @@ def adapt(
     )
     if not accepted:
         return Adapted(prior, report)
-    adapted = search.adapted()
+    adapted = search.adapted().with_precision(prior.precision)
     entry = {
         "images": len(images),
         "sigmas": list(sigmas),
@@ -204,13 +215,23 @@ def adapt(
     return Adapted(adapted, report)
 
 
-def _check(max_seconds: float, max_steps: int, learning_rate: float, generator: torch.Generator) -> None:
+def _check(
+    max_seconds: float,
+    max_steps: int,
+    learning_rate: float,
+    sigma_error: float,
+    generator: torch.Generator,
+) -> None:
     if not max_seconds > 0:
         raise InputError(f"max_seconds is {max_seconds}; expected a positive number.")
     if not (isinstance(max_steps, int | np.integer) and max_steps > 0):
         raise InputError(f"max_steps is {max_steps!r}; expected a positive whole number.")
     if not 0 < learning_rate < math.inf:
         raise InputError(f"learning_rate is {learning_rate}; expected a positive number.")
+    if not 0 <= sigma_error < 1:
+        raise InputError(
+            f"sigma_error is {sigma_error}; expected a share of sigma, 0 if it is known exactly."
+        )
     if generator.device.type != "cpu":
         raise InputError(
             f"the generator is on {generator.device}; expected one on the CPU, so that a run draws the "
@@ -253,7 +274,9 @@ def _noisy_images(
             "each."
         )
     images = []
-    for image, level in zip(data, levels, strict=True):
+    for number, (image, level) in enumerate(zip(data, levels, strict=True)):
+        if sigma is None and level == 0:
+            raise InputError(f"no noise was found in image {number}; give sigma if there is some.")
         check_noise_level(level)
         u = image.double()[None]
         if network.brightness_invariant:
@@ -283,7 +306,11 @@ def _judge(
     low, high = VARIANCES
     for number, residual in enumerate(residuals):
         name = f"image {number}: " if len(residuals) > 1 else ""
-        if residual.clipped > CLIPPED:
+        if residual.clipped > CLIPPED[1]:
+            obstacle = (
+                "the image is clipped, so the noise is not Gaussian and the risk cannot be estimated"
+            )
+        if residual.clipped > CLIPPED[0]:
             warnings.append(
                 f"{name}{100 * residual.clipped:.0f} % of the pixels have the lowest or the highest "
                 "value: the image seems clipped, and clipped noise is not Gaussian"

@@ -48,10 +48,12 @@ class Gain(NamedTuple):
 
     Both are sums over pixels in units of sigma^2, so those of several images add up; ``risk`` is the
     squared error of the first one, by the same estimate, and ``pixels`` how many values were judged.
+    ``trace`` is tr dd/dy: if sigma^2 is wrong by a share of 2 e, the gain is by 4 e times it.
     """
 
     gain: float
     variance: float
+    trace: float
     risk: float
     pixels: float
 
@@ -113,7 +115,11 @@ def estimated_gain(
     old_trace = (mask * probes * old.moves).sum() / len(probes)
     risk = (mask * residual.square()).sum() + variance * (2 * old_trace - pixels)
     return Gain(
-        float(gain / variance), float(square / variance**2), float(risk / variance), float(pixels)
+        float(gain / variance),
+        float(square / variance**2),
+        float(trace),
+        float(risk / variance),
+        float(pixels),
     )
 
 

@@ -36,17 +36,21 @@ STANDARD_ERRORS = 2.0
 
 
 class Check(NamedTuple):
-    """The held-out gain after so many steps, and its standard error, as shares of the risk before."""
+    """The gain after so many steps, as a share of the risk before, and how well it is known.
+
+    ``error`` is its standard error, and ``doubt`` what the uncertainty of sigma may make of it.
+    """
 
     learning_rate: float
     step: int
     gain: float
     error: float
+    doubt: float
 
     @property
     def bound(self) -> float:
-        """The gain less two standard errors: checks are compared by it, and it has to be positive."""
-        return self.gain - STANDARD_ERRORS * self.error
+        """The gain that is certain: checks are compared by it, and it has to be positive."""
+        return self.gain - STANDARD_ERRORS * self.error - self.doubt
 
 
 class NoisyImage(NamedTuple):
@@ -68,13 +72,15 @@ class Search:
         images: Sequence[NoisyImage],
         before: Sequence[Response],
         rate: float,
+        sigma_error: float,
         generator: torch.Generator,
     ) -> None:
         self.given = prior
+        self.sigma_error = sigma_error
         self.images = images
         self.before = before
         self.descents = [_Descent(prior, weights, rate, half, generator) for half in (False, True)]
-        self.best = Check(rate, 0, 0.0, 0.0)
+        self.best = Check(rate, 0, 0.0, 0.0, 0.0)
         self.best_weights = [descent.averaged_copy() for descent in self.descents]
         self.checks: list[Check] = []
         self.ended = "all steps were taken"
@@ -119,10 +125,12 @@ class Search:
         # A risk estimated near or below zero, of a few pixels, is no scale.
         risk = max(total.risk, total.pixels / 1000)
         rate = self.descents[0].rate
-        check = Check(rate, step, total.gain / risk, math.sqrt(total.variance) / risk)
+        doubt = 4 * self.sigma_error * abs(total.trace) / risk
+        check = Check(rate, step, total.gain / risk, math.sqrt(total.variance) / risk, doubt)
         self.checks.append(check)
         bar.set_postfix_str(f"gain {100 * check.gain:.1f} +- {100 * check.error:.1f} %")
-        better = math.isfinite(check.bound) and check.bound > self.best.bound
+        # No error can fall by more than itself: beyond that the risk itself is wrong.
+        better = math.isfinite(check.bound) and self.best.bound < check.bound and check.gain < 1
         if better:
             self.best = check
             self.best_weights = [descent.averaged_copy() for descent in self.descents]
@@ -177,8 +185,9 @@ class _Descent:
         return {name: weight.clone() for name, weight in self.averaged.items()}
 
     def go_back(self, weights: dict[str, Tensor]) -> None:
-        """To earlier weights, at half the rate."""
+        """To earlier weights, at half the rate, without the moments of what led astray."""
         self.rate /= 2
+        self.optimizer.state.clear()
         for name, weight in self.moving.items():
             weight.data.copy_(weights[name])
             self.averaged[name].copy_(weights[name])
@@ -195,8 +204,7 @@ class _Descent:
     def _crop(self, images: Sequence[NoisyImage]) -> tuple[Tensor, float, Tensor]:
         """A crop of an image, drawn by its size, and the pixels in it that count, as a mask of floats.
 
-        Those of the other half do not, nor those of which a part of the patches lies beyond the crop but
-        inside of the image.
+        Those of the other half do not, nor those within half a patch of where the image was cut.
         """
         sizes = torch.tensor([image.half.numel() for image in images], dtype=torch.float64)
         while True:

@@ -1,0 +1,431 @@
+"""What is gained by learning from the noisy image itself?  python -m benchmarks.adaptation
+
+    y = x + sigma z                              x in 0..255 (one factor for a set of another range)
+    before, after = PSNR of the one-step estimate of the prior that was given, and of the adapted one
+
+on images of eight kinds, each adapted to by itself, with BM3D beside. With ``--sets``: 1, 3 or 10 noisy
+images of a kind are adapted to at once, and what came of it is used on other images of that kind, beside
+a prior that has learned from the same images without noise, in as many steps. With ``--moving``: which
+weights learn and how fast, on training and held-out images only, which no other table is measured on;
+the strips of two textures are of the same photographs as the test images, but not of the same part.
+
+Images are central crops of at most 256 x 256 pixels, but the first texture, document and CT slice are
+whole. They are chosen by content, or evenly spaced in the order of their names. A run that was stopped
+goes on where it was; after a change of code under one version number, delete the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import hashlib
+import math
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from inspect import signature
+from pathlib import Path
+from typing import NamedTuple, get_args, get_type_hints
+
+import numpy as np
+import torch
+from skimage import data
+from tqdm import tqdm
+
+import patchscore as ps
+from benchmarks.data import NamedImage, prepare_table, write_table
+from benchmarks.quality import add_noise, prior_digest
+from benchmarks.robustness.sets import middle, test_images
+from benchmarks.speed import machine
+from patchscore.errors import InputError
+from patchscore.evaluation.baselines import bm3d, has_bm3d
+from patchscore.evaluation.metrics import psnr
+from patchscore.learning.adapt import Moving, Report, adapt
+from patchscore.learning.search import AVERAGE, CROP, WARMUP
+
+RESULTS = Path("benchmarks/results")
+DATA_RANGE = 255.0
+SIDE = 256
+WHOLE = 1024  # larger than any image
+ALL = 10_000
+SPACED = {
+    "photographs": ("bsd68", 4),
+    "OCT": ("oct_retina", 3),
+    "electron microscopy": ("em_isbi2012", 3),
+}
+GROUPS = *SPACED, "buildings", "documents", "textures", "MRI", "CT"
+BUILDINGS = {"set12": ("02",), "bsd68": ("test021", "test022", "test044")}
+# Of the 20 documents: those of --moving, those that --sets learns from, and those for tests.
+MOVING_DOCUMENTS, SHOWN_DOCUMENTS = 2, 12
+COUNTS = 1, 3, 10
+TESTS_OF_A_SET = 4
+RATE: float = signature(adapt).parameters["learning_rate"].default
+TRIED_RATES = 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3
+# Of learning from clean images where nothing could be learned from noisy ones.
+CLEAN_STEPS = 100
+
+
+class Job(NamedTuple):
+    """Images to adapt to at once, and those that the result is used on: all clean.
+
+    ``also_clean`` asks for learning from the clean images as well, ``with_rival`` for BM3D.
+    """
+
+    group: str
+    sigma: float
+    shown: list[NamedImage]
+    tests: list[NamedImage]
+    moving: Moving = "all"
+    rate: float = RATE
+    also_clean: bool = False
+    with_rival: bool = False
+
+
+class Row(NamedTuple):
+    """One image, denoised with a prior before and after it has learned from some.
+
+    Attributes
+    ----------
+    group, image, sigma : what is denoised
+    learned_from, images : "itself", "noisy" or "clean" images, and how many
+    moving, rate, limit : which weights may move, the first learning rate, and the most seconds
+    seed : of the noise and of the adaptation
+    version, input : of the code and the prior that was given; a digest of all clean images of the job
+    before, after, bm3d : PSNR in dB, of 255; bm3d is nan where it was not run
+    adapted : 1 if the prior was changed
+    gain, error : what adaptation reports, as shares of the mean squared error; nan for clean images
+    variance, correlation : of the residuals of the images learned from, the furthest from 1 and from 0
+    steps, seconds : of learning; the steps are those kept
+    machine : the processor and the number of threads
+    """
+
+    group: str
+    image: str
+    sigma: float
+    learned_from: str
+    images: int
+    moving: str
+    rate: float
+    limit: float
+    seed: int
+    version: str
+    input: str
+    before: float
+    after: float
+    bm3d: float
+    adapted: int
+    gain: float
+    error: float
+    variance: float
+    correlation: float
+    steps: int
+    seconds: float
+    machine: str
+
+
+KEY = Row._fields.index("before")
+Key = tuple[str | int | float, ...]
+
+
+class Learned(NamedTuple):
+    """A prior that has learned, and how, as the columns of a row from ``adapted`` to ``seconds``."""
+
+    prior: ps.PatchPrior
+    adapted: int
+    gain: float
+    error: float
+    variance: float
+    correlation: float
+    steps: int
+    seconds: float
+
+
+class Settings(NamedTuple):
+    """What all jobs share."""
+
+    prior: ps.PatchPrior
+    seed: int
+    limit: float
+
+
+def main() -> None:
+    """Measure one of the tables, and print its summary."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.adaptation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    table = parser.add_mutually_exclusive_group()
+    table.add_argument("--sets", action="store_true", help="noisy images of a kind, beside clean ones")
+    table.add_argument("--moving", action="store_true", help="which weights learn, and how fast")
+    parser.add_argument("--prior", default="natural-gray", metavar="NAME|FILE")
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=GROUPS, metavar="GROUP")
+    parser.add_argument("--sigmas", nargs="+", type=float, help="default: 15 25 50; 25 of other tables")
+    parser.add_argument("--seconds", type=float, default=60.0, help="the most, of one adaptation")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help=f"default: {RESULTS}/adaptation[-sets|-moving].csv")
+    options = parser.parse_args()
+
+    alone = not (options.sets or options.moving)
+    jobs_of = sets if options.sets else ablation if options.moving else single
+    suffix = "-sets" if options.sets else "-moving" if options.moving else ""
+    out = options.out or RESULTS / f"adaptation{suffix}.csv"
+    prepare_table(out)
+    sigmas = options.sigmas or ([15.0, 25.0, 50.0] if alone else [25.0])
+    settings = Settings(ps.load_prior(options.prior), options.seed, options.seconds)
+    jobs = [job for group in options.groups for sigma in sigmas for job in jobs_of(group, sigma)]
+    rows = measure(jobs, settings, out)
+    by = ("group", "sigma") if alone else ("group", "sigma", "images", "learned_from")
+    print(summary(rows, ("moving", "rate", "group") if options.moving else by))
+
+
+def single(group: str, sigma: float) -> Iterator[Job]:
+    """Every test image of a group by itself."""
+    for image in images(group):
+        yield Job(group, sigma, [image], [image], with_rival=has_bm3d())
+
+
+def sets(group: str, sigma: float) -> Iterator[Job]:
+    """Some images of a kind, for other images of that kind."""
+    match group:
+        case "MRI" | "CT":
+            folder = {"MRI": "mri_brain", "CT": "ct_chest"}[group]
+            shown = load(f"{folder}/train", COUNTS[-1])
+            tests = load(f"{folder}/test", TESTS_OF_A_SET)
+        case "documents":
+            documents = load("documents", ALL)
+            shown = documents[MOVING_DOCUMENTS:SHOWN_DOCUMENTS]
+            tests = documents[SHOWN_DOCUMENTS:][:: (20 - SHOWN_DOCUMENTS) // TESTS_OF_A_SET]
+        case _:
+            return
+    for count in COUNTS:
+        yield Job(group, sigma, shown[:count], tests, also_clean=True)
+
+
+def ablation(group: str, sigma: float) -> Iterator[Job]:
+    """Which weights and rates, on images that no other table is measured on."""
+    match group:
+        case "photographs":
+            chosen = load("bsd400", ALL)[::10][::20]
+        case "documents":
+            chosen = load("documents", ALL)[:MOVING_DOCUMENTS]
+        case "textures":
+            chosen = [
+                NamedImage(f"{name}, top", np.ascontiguousarray(pixels[: SIDE // 2]))
+                for name, pixels in bundled("grass", "gravel")
+            ]
+        case "MRI" | "CT":
+            chosen = load(f"{'mri_brain' if group == 'MRI' else 'ct_chest'}/train", 2)
+        case _:
+            return
+    for image in chosen:
+        for moving in get_args(Moving):
+            for rate in TRIED_RATES:
+                yield Job(group, sigma, [image], [image], moving, rate)
+
+
+def images(group: str) -> list[NamedImage]:
+    """The test images of a group."""
+    match group:
+        case "buildings":
+            wanted = {f"{folder}/{name}" for folder, names in BUILDINGS.items() for name in names}
+            return [image for folder in BUILDINGS for image in load(folder, ALL) if image.name in wanted]
+        case "documents":
+            whole, other = load("documents", ALL, WHOLE)[SHOWN_DOCUMENTS::4]
+            others = [other, *bundled("page", "text")]
+        case "textures":
+            whole, *others = bundled("brick", "grass", "gravel")
+        case "CT":
+            whole, *others = load("ct_chest/test", 3, WHOLE)
+        case "MRI":
+            return load("mri_brain/test", 2) + load("mri_t1_native", 2)
+        case _:
+            return load(*SPACED[group])
+    return [whole, *(NamedImage(name, middle(pixels, SIDE)) for name, pixels in others)]
+
+
+def bundled(*names: str) -> list[NamedImage]:
+    """Photographs that come with scikit-image."""
+    return [NamedImage(name, getattr(data, name)().astype(np.float64)) for name in names]
+
+
+def load(folder: str, count: int, side: int = SIDE) -> list[NamedImage]:
+    """Evenly spaced images of a folder, in 0..255, under names that say where they are from."""
+    found = test_images(folder, count=count, side=side, seed=0)
+    return [NamedImage(f"{folder}/{name}", pixels) for name, pixels in found]
+
+
+def measure(jobs: Sequence[Job], settings: Settings, out: Path) -> list[Row]:
+    """The rows of all jobs; those that the table holds are taken from it, others are written to it.
+
+    Raises :class:`InputError` if ``out`` is another kind of file.
+    """
+    table: dict[Key, Row] = {row[:KEY]: row for row in read_rows(out)}
+    version = f"patchscore {ps.__version__} prior {prior_digest(settings.prior)}"
+    rows = []
+    for job in tqdm(jobs, unit="job"):
+        keys = _keys(job, settings, version)
+        if not all(key in table for key in keys):
+            table |= zip(keys, run(job, keys, settings), strict=True)
+            write_table(out, Row._fields, sorted(table.values()))
+        rows += [table[key] for key in keys]
+    return rows
+
+
+def run(job: Job, keys: Sequence[Key], settings: Settings) -> list[Row]:
+    """Learn, and denoise the tests with what was given and with what was learned."""
+    here = machine()
+    where = f"{here.processor}, {here.torch_threads} threads"
+    adapted, report = adapt(
+        settings.prior,
+        [_noisy(image, job.sigma, settings.seed) for image in job.shown],
+        job.sigma,
+        generator=torch.Generator().manual_seed(settings.seed),
+        max_seconds=settings.limit,
+        learning_rate=job.rate,
+        moving=job.moving,
+        progress=False,
+    )
+    learned = [from_noisy(adapted, report)]
+    if job.also_clean:
+        learned.append(from_clean(job, report, settings))
+    rows: list[Row] = []
+    for image in job.tests:
+        y = _noisy(image, job.sigma, settings.seed)
+        before = _quality(image, ps.denoise(y, job.sigma, prior=settings.prior))
+        rival = _quality(image, bm3d(y, job.sigma)) if job.with_rival else math.nan
+        for prior, *columns in learned:
+            after = _quality(image, ps.denoise(y, job.sigma, prior=prior))
+            rows.append(Row._make((*keys[len(rows)], before, after, rival, *columns, where)))
+    return rows
+
+
+def from_noisy(prior: ps.PatchPrior, report: Report) -> Learned:
+    """What :func:`~patchscore.learning.adapt.adapt` has made and reported."""
+    variances = [float(residual.variance) for residual in report.residuals]
+    correlations = [float(value) for residual in report.residuals for value in residual.correlation]
+    variance = max(variances, key=lambda variance: abs(variance - 1))
+    correlation: float = max(correlations, key=abs)
+    return Learned(
+        prior,
+        int(report.adapted),
+        round(report.gain, 5),
+        round(report.error, 5),
+        round(variance, 4),
+        round(correlation, 4),
+        report.steps,
+        round(report.seconds, 1),
+    )
+
+
+def from_clean(job: Job, report: Report, settings: Settings) -> Learned:
+    """Denoising score matching on the clean images, in as many steps as the search went on for."""
+    steps = report.checks[-1].step if report.checks else CLEAN_STEPS
+    start = time.perf_counter()
+    prior = copy.deepcopy(settings.prior).requires_grad_()
+    clean = [image.pixels for image in job.shown]
+    ps.fit(
+        prior,
+        clean,
+        sigmas=(job.sigma, job.sigma),
+        crop=min(CROP, *(side for pixels in clean for side in pixels.shape)),
+        boundary="symmetric",
+        steps=steps,
+        batch_size=1,
+        learning_rate=job.rate,
+        warmup=WARMUP,
+        average=AVERAGE,
+        optimizer="soap",
+        generator=torch.Generator().manual_seed(settings.seed),
+        progress=False,
+    )
+    seconds = round(time.perf_counter() - start, 1)
+    unknown = (math.nan,) * 4
+    return Learned(prior.requires_grad_(False), 1, *unknown, steps, seconds)
+
+
+def summary(rows: Sequence[Row], by: Sequence[str]) -> str:
+    """A table in markdown of the mean gain, the worst image and the share adapted, by these columns."""
+    head = [
+        *by,
+        "rows",
+        "before",
+        "gain",
+        "worst",
+        "adapted",
+        "gain if adapted",
+        "estimated",
+        "BM3D gain",
+    ]
+    lines = [head, ["---"] * len(head)]
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(str(getattr(row, column)) for column in by), []).append(row)
+    for names, group in groups.items():
+        gains = np.array([row.after - row.before for row in group])
+        adapted = np.array([bool(row.adapted) for row in group])
+        shares = [row.gain for row in group if row.adapted and row.gain < 1]
+        estimated = -10 * np.log10(1 - np.array(shares))
+        against = np.array([row.bm3d - row.before for row in group])
+        lines.append(
+            [
+                *names,
+                str(len(group)),
+                f"{np.mean([row.before for row in group]):.2f}",
+                f"{gains.mean():+.2f}",
+                f"{gains.min():+.2f}",
+                f"{adapted.sum()} of {len(group)}",
+                f"{gains[adapted].mean():+.2f}" if adapted.any() else "",
+                f"{estimated.mean():+.2f}" if shares else "",
+                f"{against.mean():+.2f}" if np.isfinite(against).all() else "",
+            ]
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read what an earlier run wrote; nothing if there is no file.
+
+    Raises :class:`InputError` if it is another kind of file.
+    """
+    if not path.exists():
+        return []
+    kinds = get_type_hints(Row).values()
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *lines = csv.reader(file)
+        if tuple(header) != Row._fields:
+            raise ValueError("its columns are different")
+        return [Row(*(kind(text) for kind, text in zip(kinds, line, strict=True))) for line in lines]
+    except ValueError as error:
+        raise InputError(
+            f"{path} is not a table of this benchmark ({error}); move it away, or write to another file "
+            "with --out."
+        ) from error
+
+
+def _keys(job: Job, settings: Settings, version: str) -> list[Key]:
+    """The first columns of the rows of a job, in their order."""
+    content = b"".join(image.pixels.tobytes() for image in (*job.shown, *job.tests))
+    digest = hashlib.sha256(content).hexdigest()[:12]
+    end = job.moving, job.rate, settings.limit, settings.seed, version, digest
+    kinds = ("noisy", "clean") if job.also_clean else ("itself",)
+    return [
+        (job.group, image.name, job.sigma, kind, len(job.shown), *end)
+        for image in job.tests
+        for kind in kinds
+    ]
+
+
+def _noisy(image: NamedImage, sigma: float, seed: int) -> np.ndarray:
+    """With noise that belongs to the image, whichever table it is in."""
+    return add_noise(image.pixels, sigma, seed=seed, number=zlib.crc32(image.name.encode()))
+
+
+def _quality(image: NamedImage, estimate: np.ndarray) -> float:
+    return round(psnr(image.pixels, estimate, data_range=DATA_RANGE), 4)
+
+
+if __name__ == "__main__":
+    main()

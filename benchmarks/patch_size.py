@@ -1,0 +1,349 @@
+"""How large should a patch be? Patches from 3 x 3 pixels to the whole image, learned in equal time.
+
+    steps = seconds / (seconds per step)      of one core, not of a clock
+    over 9 = mean over images of (PSNR of a size - PSNR of 9 x 9 patches)
+
+The networks are those of :mod:`benchmarks.patch_size_networks`. The seconds of a step are measured once
+for every network, in time of the processor: other programs do not change what is learned. A run that
+goes on where another was stopped takes them from the table of costs.
+
+All learn from crops of 32 x 32 pixels and denoise images of that size; of a photograph, nine such tiles,
+each as an image by itself. The learning rate is the best of three after a third of the time, on held-out
+images of the training set, once for every network and kind of image. Other held-out images are measured
+on; bsd68 and set12 are not touched, as sizes are compared to choose one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar, get_type_hints
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from benchmarks.data import gray_images, prepare_table, write_table
+from benchmarks.patch_size_networks import (
+    NINE,
+    SIDE,
+    UNETS,
+    Candidate,
+    Cost,
+    Prior,
+    candidates,
+    cost,
+    denoised,
+    trained,
+)
+from benchmarks.quality import add_noise
+from benchmarks.robustness import sets
+from benchmarks.robustness.training import NETWORK_RANGE
+from patchscore.errors import InputError
+from patchscore.evaluation.metrics import psnr, ssim
+
+TILED_SIDE = 3 * SIDE
+RATES = 3e-3, 1e-2, 3e-2
+UNET_RATES = 1e-3, 3e-3, 1e-2
+SHARE_OF_A_TRIAL = 1 / 3
+OUT = Path("benchmarks/results/patch-size.csv")
+
+
+class Domain(NamedTuple):
+    """A kind of image: what is learned from, what else is measured on, and how.
+
+    Attributes
+    ----------
+    counts : numbers of training images; the learning rate is tuned with the second
+    sigmas : noise levels, in the unit of the images
+    measured : images of every test set, at most
+    """
+
+    train_set: str
+    shifted: tuple[str, ...]
+    counts: tuple[int, ...]
+    sigmas: tuple[float, ...]
+    measured: int
+
+
+DOMAINS = {
+    "phantoms": Domain("disks", ("rectangles",), (10, 100, 400), (0.5, 1.0), 64),
+    "photographs": Domain(
+        "bsd400", ("documents", "ct_chest/train", "mri_brain/train"), (10, 100, 360), (25.0, 50.0), 24
+    ),
+}
+
+
+class Lesson(NamedTuple):
+    """A candidate and what it learns from; the seed chooses images, weights, crops and noise."""
+
+    domain: str
+    candidate: Candidate
+    images: int
+    seed: int
+    seconds: float
+
+
+class Row(NamedTuple):
+    """One trained network on one test set at one noise level.
+
+    Attributes
+    ----------
+    images, seed, seconds, steps, rate : of the training; seconds of one core
+    shifted : whether the test set is another than that of the training; 0 or 1
+    measured : number of test images, over which the rest are means
+    psnr, ssim : in dB, of the data range of the images (10 for phantoms), and without unit
+    psnr_error : standard error of the mean
+    over_nine, over_nine_error
+        PSNR less that of 9 x 9 patches on the same images, and the standard error of its mean.
+    image_psnr : of every test image, in their order, with blanks between
+    """
+
+    domain: str
+    size: str
+    width: int
+    images: int
+    seed: int
+    seconds: float
+    steps: int
+    rate: float
+    test_set: str
+    shifted: int
+    sigma: float
+    measured: int
+    psnr: float
+    psnr_error: float
+    ssim: float
+    over_nine: float
+    over_nine_error: float
+    image_psnr: str
+
+
+Line = TypeVar("Line", Row, Cost)
+
+
+def lessons(domains: Sequence[str], *, seeds: int, seconds: float) -> list[Lesson]:
+    """All trainings; those of the second seed on only with the fewest images, and last."""
+    return [
+        Lesson(domain, candidate, count, seed, seconds)
+        for seed in range(seeds)
+        for place in range(1 if seed else 3)
+        for domain in domains
+        for count in [DOMAINS[domain].counts[place]]
+        for candidate in candidates()
+    ]
+
+
+def learning_images(domain: Domain, count: int, seed: int) -> list[np.ndarray]:
+    """Some images to learn from, with a data range of 10; of one seed, fewer are among more."""
+    images = sets.training_images(domain.train_set, count=domain.counts[-1], seed=seed).learn
+    chosen = np.random.default_rng(seed).permutation(len(images))[:count]
+    return [_scale(domain) * images[number] for number in chosen]
+
+
+def choosing_images(domain: Domain) -> np.ndarray:
+    """Held-out images that the learning rate is chosen on: (n, H, W)."""
+    held_out = sets.training_images(domain.train_set, count=1, seed=0).choose
+    return np.stack([sets.middle(image, TILED_SIDE) for image in held_out])
+
+
+def measured_images(domain: Domain, test_set: str) -> np.ndarray:
+    """Images to measure on: (n, H, W). Those of the training set are neither learned nor chosen on."""
+    if test_set == domain.train_set and test_set not in sets.PHANTOMS:
+        held_out = gray_images(test_set)[:: sets.HELD_OUT_EVERY][len(choosing_images(domain)) :]
+        found = [sets.middle(image.pixels, TILED_SIDE) for image in held_out[: domain.measured]]
+    else:
+        images = sets.test_images(test_set, count=domain.measured, side=TILED_SIDE, seed=0)
+        found = [image.pixels for image in images]
+    return np.stack(found)
+
+
+def quality(prior: Prior, clean: np.ndarray, sigma: float, domain: Domain) -> tuple[np.ndarray, float]:
+    """The PSNR of every image, and the mean SSIM, of the one-step estimate."""
+    scale, data_range = _scale(domain), sets.data_range(domain.train_set)
+    noisy = np.stack([add_noise(x, sigma, seed=0, number=n) for n, x in enumerate(clean)])
+    pairs = list(zip(clean, denoised(prior, scale * noisy, scale * sigma) / scale, strict=True))
+    return (
+        np.array([psnr(x, estimate, data_range=data_range) for x, estimate in pairs]),
+        float(np.mean([ssim(x, estimate, data_range=data_range) for x, estimate in pairs])),
+    )
+
+
+def chosen_rate(lesson: Lesson, steps: int) -> float:
+    """The learning rate of the best mean PSNR over both noise levels after a share of the steps."""
+    domain = DOMAINS[lesson.domain]
+    images = learning_images(domain, domain.counts[1], seed=0)
+    clean = choosing_images(domain)
+
+    def value(rate: float) -> float:
+        few = max(1, round(SHARE_OF_A_TRIAL * steps))
+        try:
+            prior = trained(lesson.candidate, images, rate=rate, steps=few, seed=0)
+        except InputError:  # the loss was no longer finite
+            return -math.inf
+        return float(np.mean([quality(prior, clean, sigma, domain)[0] for sigma in domain.sigmas]))
+
+    return max(UNET_RATES if lesson.candidate.size in UNETS else RATES, key=value)
+
+
+def measure(lesson: Lesson, *, rate: float, steps: int, nine: Sequence[Row]) -> list[Row]:
+    """Train, and measure on all test sets. ``nine`` has the rows of 9 x 9 patches; empty for these."""
+    domain = DOMAINS[lesson.domain]
+    images = learning_images(domain, lesson.images, lesson.seed)
+    prior = trained(lesson.candidate, images, rate=rate, steps=steps, seed=lesson.seed)
+    beside = {(row.test_set, row.sigma): row for row in nine}
+    rows = []
+    for test_set in (domain.train_set, *domain.shifted):
+        clean = measured_images(domain, test_set)
+        for sigma in domain.sigmas:
+            values, similarity = quality(prior, clean, sigma, domain)
+            values = values.round(3)
+            other = image_psnr(beside[test_set, sigma]) if nine else values
+            rows.append(
+                Row(
+                    lesson.domain,
+                    *lesson.candidate,
+                    lesson.images,
+                    lesson.seed,
+                    lesson.seconds,
+                    steps,
+                    rate,
+                    test_set,
+                    int(test_set != domain.train_set),
+                    sigma,
+                    len(clean),
+                    *_mean_and_error(values),
+                    round(similarity, 4),
+                    *_mean_and_error(values - other),
+                    " ".join(f"{value:.3f}" for value in values),
+                )
+            )
+    return rows
+
+
+def run(todo: Sequence[Lesson], path: Path) -> list[Row]:
+    """Measure all that the tables beside ``path`` do not have yet; they are written after every lesson.
+
+    Raises
+    ------
+    InputError
+        If a table is of another kind, or images are missing.
+    """
+    rows, costs = read(path, Row), {cost[:2]: cost for cost in read(cost_path(path), Cost)}
+    for lesson in tqdm(todo, unit="training"):
+        if any(_lesson_of(row) == lesson for row in rows):
+            continue
+        candidate = lesson.candidate
+        if candidate not in costs:
+            costs[candidate] = cost(candidate)
+            write_table(cost_path(path), Cost._fields, list(costs.values()))
+        steps = max(1, round(lesson.seconds / costs[candidate].seconds_per_step))
+        same = [row for row in rows if _setting(_lesson_of(row)) == _setting(lesson)]
+        rate = same[0].rate if same else chosen_rate(lesson, steps)
+        nine = lesson._replace(candidate=NINE)
+        beside = [row for row in rows if _lesson_of(row) == nine]
+        rows += measure(lesson, rate=rate, steps=steps, nine=beside)
+        write_table(path, Row._fields, rows)
+    return rows
+
+
+def cost_path(path: Path) -> Path:
+    """The table of costs that belongs to a table of rows: ``x.csv`` -> ``x-cost.csv``."""
+    return path.with_name(f"{path.stem}-cost{path.suffix}")
+
+
+def read(path: Path, kind: type[Line]) -> list[Line]:
+    """Read a table; nothing if there is no file. Raises InputError for another kind of file."""
+    if not path.exists():
+        return []
+    types = get_type_hints(kind).values()
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *lines = csv.reader(file)
+        if tuple(header) != kind._fields:
+            raise ValueError("its columns are different")
+        return [kind(*(t(text) for t, text in zip(types, line, strict=True))) for line in lines]
+    except ValueError as error:
+        raise InputError(
+            f"{path} is not a table of the patch-size study ({error}); move it away, or write "
+            "to another file with --out."
+        ) from error
+
+
+def image_psnr(row: Row) -> np.ndarray:
+    """The PSNR of every test image."""
+    return np.array(row.image_psnr.split(), dtype=float)
+
+
+def summary(rows: Sequence[Row]) -> list[list[str]]:
+    """Lines for a table: PSNR in distribution and shifted, and what it is over 9 x 9 patches, in dB.
+
+    Means over test sets, noise levels and seeds.
+    """
+    lines = [
+        ["images of", "number", "network", "width", "in distribution", "over 9", "shifted", "over 9"]
+    ]
+    for domain, size, width, count in dict.fromkeys((*row[:3], row.images) for row in rows):
+        found = [row for row in rows if (*row[:3], row.images) == (domain, size, width, count)]
+        cells = []
+        for shifted in (0, 1):
+            some = [row for row in found if row.shifted == shifted]
+            cells.append(f"{np.mean([row.psnr for row in some]):.2f}")
+            cells.append(f"{np.mean([row.over_nine for row in some]):+.2f}")
+        lines.append([domain, str(count), size, str(width), *cells])
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run, going on where a run was stopped, and print the summary; 2 for unusable input."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.patch_size", description=__doc__)
+    parser.add_argument("--domains", nargs="+", choices=DOMAINS, default=list(DOMAINS))
+    parser.add_argument(
+        "--seconds", type=float, default=8.0, help="of a training (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=2, help="with the fewest images (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, default=OUT, metavar="CSV", help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    try:
+        if not 0 < options.seconds < math.inf or options.seeds < 1:
+            raise InputError("--seconds and --seeds are positive numbers.")
+        prepare_table(options.out)
+        todo = lessons(options.domains, seeds=options.seeds, seconds=options.seconds)
+        head, *body = summary(run(todo, options.out))
+    except InputError as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *body)))
+    return 0
+
+
+def _lesson_of(row: Row) -> Lesson:
+    candidate = Candidate(row.size, row.width)
+    return Lesson(row.domain, candidate, row.images, row.seed, row.seconds)
+
+
+def _setting(lesson: Lesson) -> tuple[str, Candidate, float]:
+    """What the learning rate is chosen for."""
+    return lesson.domain, lesson.candidate, lesson.seconds
+
+
+def _scale(domain: Domain) -> float:
+    """From the unit of the images to that of the networks."""
+    return NETWORK_RANGE / sets.data_range(domain.train_set)
+
+
+def _mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """The mean, and its standard error."""
+    error = float(values.std(ddof=1)) / math.sqrt(len(values))
+    return round(float(values.mean()), 3), round(error, 3)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
