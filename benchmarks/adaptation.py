@@ -23,63 +23,29 @@ import hashlib
 import math
 import time
 import zlib
-from collections.abc import Iterator, Sequence
-from inspect import signature
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, get_args, get_type_hints
+from typing import NamedTuple, get_type_hints
 
 import numpy as np
 import torch
-from skimage import data
 from tqdm import tqdm
 
 import patchscore as ps
+from benchmarks.adaptation_jobs import GROUPS, Job, ablation, sets, single
 from benchmarks.data import NamedImage, prepare_table, write_table
 from benchmarks.quality import add_noise, prior_digest
-from benchmarks.robustness.sets import middle, test_images
 from benchmarks.speed import machine
 from patchscore.errors import InputError
-from patchscore.evaluation.baselines import bm3d, has_bm3d
+from patchscore.evaluation.baselines import bm3d
 from patchscore.evaluation.metrics import psnr
-from patchscore.learning.adapt import Moving, Report, adapt
+from patchscore.learning.adapt import Report, adapt
 from patchscore.learning.search import AVERAGE, CROP, WARMUP
 
 RESULTS = Path("benchmarks/results")
 DATA_RANGE = 255.0
-SIDE = 256
-WHOLE = 1024  # larger than any image
-ALL = 10_000
-SPACED = {
-    "photographs": ("bsd68", 4),
-    "OCT": ("oct_retina", 3),
-    "electron microscopy": ("em_isbi2012", 3),
-}
-GROUPS = *SPACED, "buildings", "documents", "textures", "MRI", "CT"
-BUILDINGS = {"set12": ("02",), "bsd68": ("test021", "test022", "test044")}
-# Of the 20 documents: those of --moving, those that --sets learns from, and those for tests.
-MOVING_DOCUMENTS, SHOWN_DOCUMENTS = 2, 12
-COUNTS = 1, 3, 10
-TESTS_OF_A_SET = 4
-RATE: float = signature(adapt).parameters["learning_rate"].default
-TRIED_RATES = 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3
 # Of learning from clean images where nothing could be learned from noisy ones.
 CLEAN_STEPS = 100
-
-
-class Job(NamedTuple):
-    """Images to adapt to at once, and those that the result is used on: all clean.
-
-    ``also_clean`` asks for learning from the clean images as well, ``with_rival`` for BM3D.
-    """
-
-    group: str
-    sigma: float
-    shown: list[NamedImage]
-    tests: list[NamedImage]
-    moving: Moving = "all"
-    rate: float = RATE
-    also_clean: bool = False
-    with_rival: bool = False
 
 
 class Row(NamedTuple):
@@ -178,82 +144,6 @@ def main() -> None:
     rows = measure(jobs, settings, out)
     by = ("group", "sigma") if alone else ("group", "sigma", "images", "learned_from")
     print(summary(rows, ("moving", "rate", "group") if options.moving else by))
-
-
-def single(group: str, sigma: float) -> Iterator[Job]:
-    """Every test image of a group by itself."""
-    for image in images(group):
-        yield Job(group, sigma, [image], [image], with_rival=has_bm3d())
-
-
-def sets(group: str, sigma: float) -> Iterator[Job]:
-    """Some images of a kind, for other images of that kind."""
-    match group:
-        case "MRI" | "CT":
-            folder = {"MRI": "mri_brain", "CT": "ct_chest"}[group]
-            shown = load(f"{folder}/train", COUNTS[-1])
-            tests = load(f"{folder}/test", TESTS_OF_A_SET)
-        case "documents":
-            documents = load("documents", ALL)
-            shown = documents[MOVING_DOCUMENTS:SHOWN_DOCUMENTS]
-            tests = documents[SHOWN_DOCUMENTS:][:: (20 - SHOWN_DOCUMENTS) // TESTS_OF_A_SET]
-        case _:
-            return
-    for count in COUNTS:
-        yield Job(group, sigma, shown[:count], tests, also_clean=True)
-
-
-def ablation(group: str, sigma: float) -> Iterator[Job]:
-    """Which weights and rates, on images that no other table is measured on."""
-    match group:
-        case "photographs":
-            chosen = load("bsd400", ALL)[::10][::20]
-        case "documents":
-            chosen = load("documents", ALL)[:MOVING_DOCUMENTS]
-        case "textures":
-            chosen = [
-                NamedImage(f"{name}, top", np.ascontiguousarray(pixels[: SIDE // 2]))
-                for name, pixels in bundled("grass", "gravel")
-            ]
-        case "MRI" | "CT":
-            chosen = load(f"{'mri_brain' if group == 'MRI' else 'ct_chest'}/train", 2)
-        case _:
-            return
-    for image in chosen:
-        for moving in get_args(Moving):
-            for rate in TRIED_RATES:
-                yield Job(group, sigma, [image], [image], moving, rate)
-
-
-def images(group: str) -> list[NamedImage]:
-    """The test images of a group."""
-    match group:
-        case "buildings":
-            wanted = {f"{folder}/{name}" for folder, names in BUILDINGS.items() for name in names}
-            return [image for folder in BUILDINGS for image in load(folder, ALL) if image.name in wanted]
-        case "documents":
-            whole, other = load("documents", ALL, WHOLE)[SHOWN_DOCUMENTS::4]
-            others = [other, *bundled("page", "text")]
-        case "textures":
-            whole, *others = bundled("brick", "grass", "gravel")
-        case "CT":
-            whole, *others = load("ct_chest/test", 3, WHOLE)
-        case "MRI":
-            return load("mri_brain/test", 2) + load("mri_t1_native", 2)
-        case _:
-            return load(*SPACED[group])
-    return [whole, *(NamedImage(name, middle(pixels, SIDE)) for name, pixels in others)]
-
-
-def bundled(*names: str) -> list[NamedImage]:
-    """Photographs that come with scikit-image."""
-    return [NamedImage(name, getattr(data, name)().astype(np.float64)) for name in names]
-
-
-def load(folder: str, count: int, side: int = SIDE) -> list[NamedImage]:
-    """Evenly spaced images of a folder, in 0..255, under names that say where they are from."""
-    found = test_images(folder, count=count, side=side, seed=0)
-    return [NamedImage(f"{folder}/{name}", pixels) for name, pixels in found]
 
 
 def measure(jobs: Sequence[Job], settings: Settings, out: Path) -> list[Row]:
