@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from scipy.fft import dctn, idctn
 from torch import Tensor
 from tqdm import tqdm
 
@@ -326,6 +325,8 @@ def _features(prior: Scored, y: Tensor, sigma: float) -> tuple[np.ndarray, np.nd
 
 def _blur(x: np.ndarray, pixels: float) -> np.ndarray:
     """G_k of (..., H, W) images mirrored at their borders, where cosines are its eigenvectors."""
+    from scipy.fft import dctn, idctn
+
     rows, columns = (np.square(np.pi * pixels * np.arange(n) / n) for n in x.shape[-2:])
     gain = np.exp(-(rows[:, None] + columns) / 2)
     axes = -2, -1
