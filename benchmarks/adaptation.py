@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import hashlib
 import math
 import time
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, get_type_hints
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,10 +32,9 @@ from tqdm import tqdm
 
 import patchscore as ps
 from benchmarks.adaptation_jobs import GROUPS, Job, ablation, sets, single
-from benchmarks.data import NamedImage, prepare_table, write_table
+from benchmarks.data import NamedImage, prepare_table, read_table, write_table
 from benchmarks.quality import add_noise, prior_digest
 from benchmarks.speed import machine
-from patchscore.errors import InputError
 from patchscore.evaluation.baselines import bm3d
 from patchscore.evaluation.metrics import psnr
 from patchscore.learning.adapt import Report, adapt
@@ -151,7 +149,7 @@ def measure(jobs: Sequence[Job], settings: Settings, out: Path) -> list[Row]:
 
     Raises :class:`InputError` if ``out`` is another kind of file.
     """
-    table: dict[Key, Row] = {row[:KEY]: row for row in read_rows(out)}
+    table: dict[Key, Row] = {row[:KEY]: row for row in read_table(out, Row)}
     version = f"patchscore {ps.__version__} prior {prior_digest(settings.prior)}"
     rows = []
     for job in tqdm(jobs, unit="job"):
@@ -272,27 +270,6 @@ def summary(rows: Sequence[Row], by: Sequence[str]) -> str:
             ]
         )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Read what an earlier run wrote; nothing if there is no file.
-
-    Raises :class:`InputError` if it is another kind of file.
-    """
-    if not path.exists():
-        return []
-    kinds = get_type_hints(Row).values()
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            header, *lines = csv.reader(file)
-        if tuple(header) != Row._fields:
-            raise ValueError("its columns are different")
-        return [Row(*(kind(text) for kind, text in zip(kinds, line, strict=True))) for line in lines]
-    except ValueError as error:
-        raise InputError(
-            f"{path} is not a table of this benchmark ({error}); move it away, or write to another file "
-            "with --out."
-        ) from error
 
 
 def _keys(job: Job, settings: Settings, version: str) -> list[Key]:

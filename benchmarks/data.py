@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from patchscore.files import image_files, read_image
 from patchscore.storage import check_destination, replacing
 
 BESIDE_THE_REPOSITORY = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+Line = TypeVar("Line", bound=NamedTuple)
 
 
 class NamedImage(NamedTuple):
@@ -81,6 +84,27 @@ def prepare_table(path: Path) -> None:
     with suppress(OSError):  # the check says it better
         path.parent.mkdir(parents=True, exist_ok=True)
     check_destination(path)
+
+
+def read_table(path: Path, kind: type[Line], name: str = "this benchmark") -> list[Line]:
+    """Read a CSV file of named tuples of one kind; nothing if there is no file.
+
+    Raises :class:`InputError` if it is another kind of file.
+    """
+    if not path.exists():
+        return []
+    types = get_type_hints(kind).values()
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *lines = csv.reader(file)
+        if tuple(header) != kind._fields:
+            raise ValueError("its columns are different")
+        return [kind(*(t(text) for t, text in zip(types, line, strict=True))) for line in lines]
+    except ValueError as error:
+        raise InputError(
+            f"{path} is not a table of {name} ({error}); move it away, or write to another file with "
+            "--out."
+        ) from error
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -9,13 +9,11 @@ bytes. Seconds are in the second.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple, TypeVar, get_type_hints
+from typing import NamedTuple
 
-from benchmarks.data import write_table
-from patchscore.errors import InputError
+from benchmarks.data import read_table, write_table
 
 STUDIES = "phantoms", "gain", "content", "scanner", "geometry", "noise"
 REFERENCE = "none"  # the shift of the rows that the others of a study are compared with
@@ -77,9 +75,6 @@ class Budget(NamedTuple):
     machine: str
 
 
-Line = TypeVar("Line", Row, Budget)
-
-
 def row_key(row: Row) -> tuple[str | int | float, ...]:
     """What a row is about; two rows of one table differ in it."""
     return (*row[:9], row.seed)
@@ -92,12 +87,12 @@ def budget_path(path: Path) -> Path:
 
 def read_rows(path: Path) -> list[Row]:
     """Read the rows; none if there is no file. Raises InputError for another kind of file."""
-    return _read(path, Row)
+    return read_table(path, Row, "the robustness benchmark")
 
 
 def read_budgets(path: Path) -> list[Budget]:
     """Read the budgets; none if there is no file. Raises InputError for another kind of file."""
-    return _read(path, Budget)
+    return read_table(path, Budget, "the robustness benchmark")
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -109,20 +104,3 @@ def write_budgets(path: Path, budgets: Iterable[Budget]) -> None:
     """Write the budgets in their order, the last of every training, whole or not at all."""
     latest = {budget[:3]: budget for budget in budgets}
     write_table(path, Budget._fields, sorted(latest.values()))
-
-
-def _read(path: Path, kind: type[Line]) -> list[Line]:
-    if not path.exists():
-        return []
-    types = get_type_hints(kind).values()
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            header, *lines = csv.reader(file)
-        if tuple(header) != kind._fields:
-            raise ValueError("its columns are different")
-        return [kind(*(t(text) for t, text in zip(types, line, strict=True))) for line in lines]
-    except ValueError as error:
-        raise InputError(
-            f"{path} is not a table of the robustness benchmark ({error}); move it away, or write to "
-            "another file with --out."
-        ) from error
