@@ -16,18 +16,17 @@ on; bsd68 and set12 are not touched, as sizes are compared to choose one.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar, get_type_hints
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.data import gray_images, prepare_table, write_table
+from benchmarks.data import gray_images, prepare_table, read_table, write_table
 from benchmarks.patch_size_networks import (
     NINE,
     SIDE,
@@ -258,20 +257,7 @@ def cost_path(path: Path) -> Path:
 
 def read(path: Path, kind: type[Line]) -> list[Line]:
     """Read a table; nothing if there is no file. Raises InputError for another kind of file."""
-    if not path.exists():
-        return []
-    types = get_type_hints(kind).values()
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            header, *lines = csv.reader(file)
-        if tuple(header) != kind._fields:
-            raise ValueError("its columns are different")
-        return [kind(*(t(text) for t, text in zip(types, line, strict=True))) for line in lines]
-    except ValueError as error:
-        raise InputError(
-            f"{path} is not a table of the patch-size study ({error}); move it away, or write "
-            "to another file with --out."
-        ) from error
+    return read_table(path, kind, "the patch-size study")
 
 
 def image_psnr(row: Row) -> np.ndarray:

@@ -9,19 +9,18 @@ the methods take is for :mod:`benchmarks.speed`, which has the machine to itself
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple, get_type_hints
+from typing import NamedTuple
 
 import numpy as np
 import safetensors.torch
 from tqdm import tqdm
 
-from benchmarks.data import gray_images, write_table
+from benchmarks.data import gray_images, read_table, write_table
 from patchscore import __version__
 from patchscore.denoising import denoise
 from patchscore.errors import InputError
@@ -186,20 +185,7 @@ def read_rows(path: Path) -> list[Row]:
     InputError
         If it is not a table of this benchmark.
     """
-    if not path.exists():
-        return []
-    kinds = get_type_hints(Row).values()
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            header, *lines = csv.reader(file)
-        if tuple(header) != Row._fields:
-            raise ValueError("its columns are different")
-        return [Row(*(kind(text) for kind, text in zip(kinds, line, strict=True))) for line in lines]
-    except ValueError as error:
-        raise InputError(
-            f"{path} is not a table of this benchmark ({error}); move it away, or write to another file "
-            "with --out."
-        ) from error
+    return read_table(path, Row)
 
 
 def _method(name: str, prior: str) -> Method:
