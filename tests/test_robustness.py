@@ -17,12 +17,13 @@ from skimage import data
 from skimage.io import imsave
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+import patchscore as ps
 from benchmarks.robustness import contenders, plan, run, sets, shifts, summary, table, training
 from patchscore.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = plan.QUICK._replace(
-    images=2, phantoms=2, sampled=1, side=32, photograph_counts=(4,), phantom_counts=(4,), learned=4
+    images=2, phantoms=2, slow=1, side=32, photograph_counts=(4,), phantom_counts=(4,), learned=4
 )
 CHEAP = {"noisy", "TV", "NLM", "wavelets", contenders.BUNDLED, training.PATCH_PRIOR, training.DDPM}
 
@@ -51,7 +52,7 @@ def photographs(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def settings(tmp_path) -> contenders.Settings:
-    return contenders.Settings(tmp_path / "weights", training.Effort(1.0, steps=2), None, 0)
+    return contenders.Settings(tmp_path / "weights", training.Effort(1.0, steps=2), None, 1, 0)
 
 
 def few_tasks(seed: int = 0) -> list[plan.Task]:
@@ -138,7 +139,8 @@ def test_the_same_seed_gives_the_same_bytes_and_rows_know_their_images(settings,
     assert {found.input for found in first}.isdisjoint(found.input for found in other)
     budgets = table.read_budgets(tmp_path / "a-budget.csv")
     learned = {(one.contender.method, one.contender.train_set) for one in tasks}
-    expected = {pair for pair in learned if pair[1] and pair[0] != contenders.BUNDLED}
+    as_they_come = "", contenders.BUNDLED, contenders.ADAPTED
+    expected = {pair for pair in learned if pair[1] and pair[0] not in as_they_come}
     assert {(budget.method, budget.train_set) for budget in budgets} == expected
 
 
@@ -191,7 +193,7 @@ def slow(job, settings):
     time.sleep(0.2)
     return original(job, settings)
 run.measure = slow
-settings = Settings(Path({weights!r}), Effort(1.0, 2), None, 0)
+settings = Settings(Path({weights!r}), Effort(1.0, 2), None, 1, 0)
 run.run(few_classical(), settings, run.Workers(), Path({out!r}))
 """
 
@@ -244,6 +246,20 @@ def test_gain_and_offset_cost_the_invariant_prior_nothing(settings) -> None:
     lost = summary.drops([*rows, *(one._replace(method=training.PATCH_PRIOR) for one in rows)])
     assert len(lost) == 2 * len(shifts.GAIN_SHIFTS)
     assert max(abs(drop.drop) for drop in lost) < 0.01
+
+
+def test_the_adapted_prior_is_the_bundled_one_after_its_steps(settings) -> None:
+    names = contenders.BUNDLED, contenders.ADAPTED
+    bundled, adapted = (contenders.Contender(n, contenders.ONE_STEP, "bsd400", 360) for n in names)
+    assert not adapted.is_prepared_here
+    noisy = data.brick()[:64, :64] + 25 * np.random.default_rng(0).standard_normal((64, 64))
+    denoiser = contenders.ready(adapted, 25.0, settings._replace(adaptation=15))
+    plain = contenders.ready(bundled, 25.0, settings)
+    assert denoiser.version == f"{plain.version} adapted in at most 15 steps"
+    prior, report = ps.adapt(ps.load_prior("natural-gray"), noisy, 25.0, max_steps=15, progress=False)
+    assert len(report.checks) == 1
+    expected = ps.denoise(noisy, 25.0, prior=prior)
+    np.testing.assert_array_equal(denoiser.run(noisy, 25.0, noisy), expected)
 
 
 def test_every_task_is_there_once_and_every_shift_has_a_reference() -> None:
@@ -472,7 +488,27 @@ def test_claims_are_read_off_the_rows() -> None:
         ["+0.0060 dB", "yes"],
         ["+3.0000 dB", "yes"],
     ]
-    assert summary.headline(rows)[1:] == [["gain", "0 of ", "+0.01", "+3.00"]]
+
+
+def test_a_column_of_the_headline_is_of_images_that_all_methods_share() -> None:
+    rows = [
+        row(shift, method, image, psnr, train_set="bsd400", training_images=count)
+        for shift in ("none", "ct")
+        for method, count, image, psnr in (
+            (training.PATCH_PRIOR, 100, "a", 30.0),
+            (training.PATCH_PRIOR, 100, "b", 10.0),
+            (training.PATCH_PRIOR, 360, "a", 50.0),  # more than the headline has
+            (training.UNET, 100, "a", 31.0),
+            (training.UNET, 10, "a", 60.0),
+            (contenders.BUNDLED, 360, "a", 29.0),
+        )
+    ]
+    assert summary.headline(rows) == [
+        ["method", "in distribution", "content"],
+        ["patch prior, one-step", "30.00", "30.00"],
+        ["patch prior, bundled, one-step", "29.00", "29.00"],
+        ["U-Net, one-step", "**31.00**", "**31.00**"],
+    ]
 
 
 def test_a_choice_is_made_once(tmp_path) -> None:
@@ -498,9 +534,12 @@ def test_the_command_prints_its_tables_and_writes_a_report(tmp_path, monkeypatch
         f"--quick --studies geometry --steps 1 --processes 1 --weights {tmp_path / 'w'} --out {out}"
     )
     assert main(["robustness", *options.split()]) == 0
-    assert "| geometry | 4 of bsd400 |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| method | geometry |" in printed
     assert "<html" in (tmp_path / "x.html").read_text(encoding="utf-8")
     assert "rotated 90" in (tmp_path / "x.md").read_text(encoding="utf-8")
+    assert main(["robustness", "--tables", "--out", str(out)]) == 0
+    assert capsys.readouterr().out == printed
     lost = summary.drops(table.read_rows(out))
     turned = [
         drop.drop

@@ -15,8 +15,9 @@ from benchmarks.robustness.report import Picture, write_report
 from benchmarks.robustness.run import Workers, picture, run
 from benchmarks.robustness.sets import data_range
 from benchmarks.robustness.summary import Difference
-from benchmarks.robustness.table import STUDIES, Row, budget_path, read_budgets
+from benchmarks.robustness.table import STUDIES, Row, budget_path, read_budgets, read_rows
 from benchmarks.robustness.training import CNN, Effort
+from patchscore.errors import InputError
 from patchscore.storage import replacing
 
 
@@ -66,6 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser, results: Path) -> None:
         help=f"default: {results / 'robustness.csv'}, or robustness-quick.csv; the budgets, the "
         "comparisons and the report go beside it",
     )
+    parser.add_argument(
+        "--tables", action="store_true", help="measure nothing: print the tables of what CSV holds"
+    )
     parser.set_defaults(results=results)
 
 
@@ -73,14 +77,18 @@ def main(options: argparse.Namespace) -> int:
     """Run, print the tables, write the report."""
     size = QUICK if options.quick else FULL
     out = options.out or options.results / f"robustness{'-quick' * options.quick}.csv"
+    if options.tables:
+        print(tables(read_rows(out)))
+        return 0
     prepare_table(out)
     effort = Effort(options.minutes or size.minutes, options.steps)
-    settings = Settings(options.weights.resolve(), effort, options.mixture, options.seed)
+    settings = Settings(
+        options.weights.resolve(), effort, options.mixture, size.adaptation, options.seed
+    )
     todo = tasks(size, options.studies, mixture=options.mixture, seed=options.seed)
     rows = run(todo, settings, Workers(options.processes, options.scheduler), out)
 
-    expected, lost = markdown(summary.claims(rows)), markdown(summary.headline(rows))
-    print(f"{expected}\n\nMean drop over images and noise levels, in dB:\n\n{lost}")
+    print(tables(rows))
     compared = [f"## {s}\n\n{markdown(summary.comparison(rows, s))}\n" for s in options.studies]
     with replacing(out.with_suffix(".md")) as beside:
         beside.write_text("\n".join(compared), encoding="utf-8")
@@ -92,6 +100,16 @@ def main(options: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     return 0
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """What is expected and measured, and the PSNR of all methods. Raises InputError for no rows."""
+    if not rows:
+        raise InputError("there are no rows to make tables of; run the benchmark first, or give --out.")
+    return (
+        f"{markdown(summary.claims(rows))}\n\nMean PSNR in dB, of the same images in every column:\n\n"
+        f"{markdown(summary.headline(rows))}"
+    )
 
 
 def pictures(rows: Sequence[Row], todo: Sequence[Task], settings: Settings) -> list[Picture]:

@@ -4,12 +4,14 @@
 
 t is the strength of total variation and of non-local means, for every noise level by itself, and the
 learning rate of a network (:mod:`benchmarks.robustness.training`); the images x are of the training part
-of a set, and are not learned from. Wavelets, BM3D, EPLL and the bundled prior are taken as they come.
+of a set, and are not learned from. Wavelets, BM3D, EPLL and the bundled prior are taken as they come;
+the adapted one is the bundled one after it has learned from the noisy image (:func:`patchscore.adapt`).
 Only an oracle sees the clean image.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from importlib.metadata import version
@@ -36,7 +38,8 @@ from patchscore.evaluation.baselines import (
 )
 from patchscore.evaluation.metrics import psnr
 
-BUNDLED, TV, NLM = "patch prior, bundled", "TV", "NLM"
+BUNDLED, ADAPTED = "patch prior, bundled", "patch prior, adapted"
+TV, NLM, EPLL = "TV", "NLM", "EPLL"
 ONE_STEP, ORACLE = "one-step", "oracle weight"
 TUNED = {TV: "tuned weight", NLM: "tuned strength"}
 SAMPLES = {"one sample": 1, "mean of 8 samples": 8}
@@ -56,7 +59,12 @@ class Contender(NamedTuple):
     @property
     def is_prepared_here(self) -> bool:
         """Whether it is trained or tuned by the benchmark."""
-        return self.images > 0 and self.method != BUNDLED
+        return self.images > 0 and self.method not in (BUNDLED, ADAPTED)
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether it is measured on fewer images and at one noise level only."""
+        return self.estimate in SAMPLES or self.method in (ADAPTED, EPLL)
 
 
 class Settings(NamedTuple):
@@ -67,12 +75,14 @@ class Settings(NamedTuple):
     weights : the folder of trained networks and tuned strengths
     effort : how long the networks train
     mixture : the file of EPLL's mixture, if there is one
+    adaptation : steps of the adapted prior on an image, at most
     seed : of the training
     """
 
     weights: Path
     effort: Effort
     mixture: Path | None
+    adaptation: int
     seed: int
 
     def lesson(self, contender: Contender) -> Lesson:
@@ -96,6 +106,8 @@ def ready(contender: Contender, sigma: float, settings: Settings) -> Denoiser:
     InputError
         If its weights, its mixture or its package are missing, or there is no such method.
     """
+    if contender.method == ADAPTED:
+        return _adapted(settings.adaptation)
     if not contender.is_prepared_here:
         return _as_it_comes(contender, settings.mixture)
     if contender.method not in TUNED:
@@ -160,6 +172,18 @@ def _as_it_comes(contender: Contender, mixture: Path | None) -> Denoiser:
             method = epll.method(mixture)
             return Denoiser(method.version, method.run)
     raise InputError(f"there is no method {contender.method!r}, or the file of its mixture is missing.")
+
+
+def _adapted(steps: int) -> Denoiser:
+    """The bundled prior, adapted to every image; with no limit of time, which nobody could reproduce."""
+    prior = ps.load_prior("natural-gray", "cpu")
+
+    def restore(noisy: np.ndarray, sigma: float) -> np.ndarray:
+        found = ps.adapt(prior, noisy, sigma, max_seconds=math.inf, max_steps=steps, progress=False)
+        estimate: np.ndarray = ps.denoise(noisy, sigma, prior=found.prior)
+        return estimate
+
+    return _blind(f"{training.version_of(prior)} adapted in at most {steps} steps", restore)
 
 
 def _network(contender: Contender, settings: Settings) -> Denoiser:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.robustness.contenders import (
+    ADAPTED,
     BUNDLED,
+    EPLL,
     NLM,
     ONE_STEP,
     ORACLE,
@@ -52,19 +54,20 @@ class Size(NamedTuple):
 
     Attributes
     ----------
-    images, phantoms, sampled : of every test set; ``sampled`` for methods that draw samples
+    images, phantoms, slow : of every test set; ``slow`` for slow methods
     side : of the middle that is cut from larger images, in pixels
     sigmas, phantom_sigmas : noise levels of the studies of content, scanners and phantoms
-    sigma : the noise level of the other studies
+    sigma : the noise level of the other studies, and of slow methods
     phantom_counts, photograph_counts, scanner_counts : numbers of training images
     learned : number of training images, in the studies of gain, geometry and noise
     references : test sets of photographs
     minutes : of training on photographs
+    adaptation : steps of the adapted prior on an image, at most
     """
 
     images: int
     phantoms: int
-    sampled: int
+    slow: int
     side: int
     sigmas: tuple[float, ...]
     phantom_sigmas: tuple[float, ...]
@@ -75,12 +78,13 @@ class Size(NamedTuple):
     learned: int
     references: tuple[str, ...]
     minutes: float
+    adaptation: int
 
 
 FULL = Size(
     images=12,
     phantoms=20,
-    sampled=6,
+    slow=6,
     side=128,
     sigmas=(15.0, 25.0, 50.0),
     phantom_sigmas=(0.5, 1.0),
@@ -91,11 +95,12 @@ FULL = Size(
     learned=100,
     references=("bsd68", "set12"),
     minutes=1.2,
+    adaptation=60,
 )
 QUICK = Size(
     images=4,
     phantoms=8,
-    sampled=1,
+    slow=1,
     side=64,
     sigmas=(25.0,),
     phantom_sigmas=(0.5,),
@@ -106,6 +111,7 @@ QUICK = Size(
     learned=100,
     references=("bsd68",),
     minutes=0.1,
+    adaptation=15,
 )
 
 
@@ -132,7 +138,7 @@ def tasks(size: Size, studies: Sequence[str], *, mixture: Path | None, seed: int
         for train_set, shift, test_set, sigmas, networks in _conditions(study, size)
         for sigma in sigmas
         for contender in (*_classical(train_set, test_set, mixture), *networks)
-        if contender.estimate not in SAMPLES or sigma in (size.sigma, *size.phantom_sigmas)
+        if not contender.is_slow or sigma in (size.sigma, *size.phantom_sigmas)
     ]
     return list(dict.fromkeys(found))
 
@@ -149,20 +155,21 @@ def _conditions(study: str, size: Size) -> Iterator[Condition]:
                 yield train_set, REFERENCE, train_set, size.phantom_sigmas, networks
                 yield train_set, f"{train_set} to {other}", other, size.phantom_sigmas, networks
         case "content":
-            networks = [BUNDLED_PRIOR, *_networks(PHOTOGRAPHS, size.photograph_counts)]
+            networks = [*BUNDLED_PRIORS, *_networks(PHOTOGRAPHS, size.photograph_counts)]
             for test_set in (*size.references, *OTHER_SETS):
                 inside = test_set in size.references
                 shift = REFERENCE if inside else test_set.removesuffix("/test")
                 yield PHOTOGRAPHS, shift, test_set, size.sigmas, networks
         case "scanner":
             for train_set, (same, others) in SCANNERS.items():
-                networks = [BUNDLED_PRIOR, *_networks(train_set, size.scanner_counts[train_set])]
+                networks = [BUNDLED_PRIORS[0], *_networks(train_set, size.scanner_counts[train_set])]
                 yield train_set, REFERENCE, same, size.sigmas, networks
                 for other in others:
                     shift = f"{train_set} to {other}".replace("/train", "").replace("/test", "")
                     yield train_set, shift, other, size.sigmas, networks
         case _:
-            networks = [BUNDLED_PRIOR, *_networks(PHOTOGRAPHS, (size.learned,))]
+            own = BUNDLED_PRIORS if study == "noise" else BUNDLED_PRIORS[:1]
+            networks = [*own, *_networks(PHOTOGRAPHS, (size.learned,))]
             networks = [c for c in networks if SAMPLES.get(c.estimate, 1) == 1]  # many samples are dear
             if study == "gain":
                 networks += [
@@ -174,7 +181,7 @@ def _conditions(study: str, size: Size) -> Iterator[Condition]:
                 yield PHOTOGRAPHS, shift, test_set, (size.sigma,), networks
 
 
-BUNDLED_PRIOR = Contender(BUNDLED, ONE_STEP, PHOTOGRAPHS, BUNDLED_IMAGES)
+BUNDLED_PRIORS = [Contender(name, ONE_STEP, PHOTOGRAPHS, BUNDLED_IMAGES) for name in (BUNDLED, ADAPTED)]
 
 
 def _networks(train_set: str, counts: Sequence[int]) -> list[Contender]:
@@ -200,11 +207,11 @@ def _classical(train_set: str, test_set: str, mixture: Path | None) -> list[Cont
     if has_bm3d():
         contenders.append(Contender("BM3D", "two stages"))
     if mixture is not None and test_set not in PHANTOMS:
-        contenders.append(Contender("EPLL", "mode"))
+        contenders.append(Contender(EPLL, "mode"))
     return contenders
 
 
 def _images(contender: Contender, test_set: str, size: Size) -> int:
-    if contender.estimate in SAMPLES:
-        return size.sampled
+    if contender.is_slow:
+        return size.slow
     return size.phantoms if test_set in PHANTOMS else size.images

@@ -51,7 +51,7 @@ from patchscore.evaluation.metrics import psnr
 from patchscore.storage import replacing
 
 HERE = Path(__file__).parent
-COLOURS, SHAPES = 12, 3  # of the style sheet
+COLOURS, SHAPES = 13, 3  # of the style sheet
 CAPTIONS = {
     "phantoms": "Objects of another kind than those that were learned.",
     "gain": "The same images in another unit: times a gain, or with an offset added.",
@@ -101,7 +101,7 @@ def write_report(
         )
     lost = sorted((p for p in pictures if _lead(p) > 0), key=_lead, reverse=True)
     others = [p for p in pictures if not _lead(p) > 0]
-    looks = _looks(in_order(key[1] for training in found for key in training.psnr))
+    looks = _looks(in_order(series for training in found for _, series in training.psnr))
     page = Template((HERE / "report.html").read_text(encoding="utf-8")).substitute(
         style=(HERE / "report.css").read_text(encoding="utf-8"),
         script=(HERE / "report.js").read_text(encoding="utf-8"),
@@ -199,6 +199,8 @@ def _looks(order: Sequence[Series]) -> Looks:
     looks: Looks = {}
     estimates: dict[str, dict[str, None]] = {}
     for series in order:
+        if series.method == NOISY:
+            continue
         of_method = estimates.setdefault(series.method, {})
         of_method.setdefault(series.estimate)
         colour, shape = list(estimates).index(series.method), list(of_method).index(series.estimate)
