@@ -207,7 +207,7 @@ def headline(rows: Sequence[Row]) -> list[list[str]]:
             title = study if shift != REFERENCE else INSIDE if study == "content" else ""
             if title and beside and other == study and (study, shift, sigma, prior) in results.values:
                 column = columns[title].setdefault(series[:2], {})
-                column |= {(train_set, shift, sigma, *key): psnr for key, psnr in values.items()}
+                column.update({(train_set, shift, sigma, *key): psnr for key, psnr in values.items()})
     means: dict[str, dict[tuple[str, str], float]] = {}
     for title in (INSIDE, *STUDIES):
         common = set.intersection(*map(set, columns[title].values())) if columns[title] else set()
