@@ -1,4 +1,4 @@
-"""Non-local means and wavelets against scikit-image, and the tuning of one number against brute force.
+"""Non-local means and wavelets against scikit-image.
 
 Total variation and BM3D are in ``test_evaluation.py``.
 """
@@ -12,7 +12,7 @@ import pytest
 from skimage.restoration import cycle_spin, denoise_nl_means, denoise_wavelet
 
 from patchscore.errors import InputError
-from patchscore.evaluation.baselines import non_local_means, total_variation, tuned, wavelets
+from patchscore.evaluation.baselines import non_local_means, wavelets
 
 SIGMA = 20.0
 
@@ -66,54 +66,6 @@ def test_a_flat_image_loses_most_of_its_noise(denoiser, z_score) -> None:
     assert np.mean(errors) + 4 * np.std(errors, ddof=1) / math.sqrt(8) < 1 / 4
 
 
-def test_tuned_shrinkage_is_the_regression(noisy: np.ndarray, images: list[np.ndarray]) -> None:
-    """Of a y the squared error is least at a = <x, y> / <y, y>."""
-    clean = images[0] - images[0].mean()
-    y = clean + SIGMA * np.random.default_rng(7).standard_normal(clean.shape)
-    expected = (clean * y).sum() / (y * y).sum()
-    found = tuned(lambda y, _, a: a * y, [clean], SIGMA, bounds=(0.1, 10), seed=7)
-    assert math.log(found) == pytest.approx(math.log(expected), abs=0.01)
-
-
-@pytest.mark.parametrize(
-    ("denoiser", "bounds"),
-    [
-        (lambda y, s, w: total_variation(y, s, weight=w, tolerance=1e-7), (0.2, 4)),
-        (lambda y, s, h: non_local_means(y, s, strength=h), (0.2, 3)),
-    ],
-    ids=["total_variation", "non_local_means"],
-)
-def test_tuned_is_the_best_of_a_grid(denoiser, bounds, images: list[np.ndarray]) -> None:
-    """Over all training images, by the mean of the PSNR, within a step of the grid."""
-    rng = np.random.default_rng(0)
-    pairs = [(clean, clean + SIGMA * rng.standard_normal(clean.shape)) for clean in images]
-    step = 0.05
-    grid = np.exp(np.arange(*np.log(bounds), step))
-    quality = [
-        np.mean([-10 * np.log10(np.mean((denoiser(y, SIGMA, number) - x) ** 2)) for x, y in pairs])
-        for number in grid
-    ]
-    evaluations = 0
-
-    def counted(y, sigma, number):
-        nonlocal evaluations
-        evaluations += 1
-        return denoiser(y, sigma, number)
-
-    found = tuned(counted, images, SIGMA, bounds=bounds)
-    assert abs(math.log(found / grid[np.argmax(quality)])) < step + 0.01
-    assert evaluations <= 25 * len(images)
-
-
-def test_tuning_depends_on_the_seed_alone(images: list[np.ndarray]) -> None:
-    def weight(y, sigma, number):
-        return total_variation(y, sigma, weight=number)
-
-    one, again, other = (tuned(weight, images, SIGMA, bounds=(0.1, 10), seed=s) for s in (1, 1, 2))
-    assert one == again
-    assert one != other
-
-
 def test_refusals(noisy: np.ndarray) -> None:
     for strength in (0.0, -1.0, np.inf):
         with pytest.raises(InputError, match="strength"):
@@ -127,12 +79,3 @@ def test_refusals(noisy: np.ndarray) -> None:
             denoiser(np.full((16, 16), np.nan), 1.0)
         with pytest.raises(InputError, match="noise level"):
             denoiser(noisy, 0.0)
-    for bounds, images, sigma in (
-        ((0.0, 1.0), [noisy], 1.0),
-        ((2.0, 1.0), [noisy], 1.0),
-        ((1.0, math.inf), [noisy], 1.0),
-        ((1.0, 2.0), [], 1.0),
-        ((1.0, 2.0), [noisy], -1.0),
-    ):
-        with pytest.raises(InputError):
-            tuned(lambda y, _, a: a * y, images, sigma, bounds=bounds)

@@ -206,8 +206,10 @@ def headline(rows: Sequence[Row]) -> list[list[str]]:
             beside = series == prior or _comparable(prior, series) or series.method in (BUNDLED, ADAPTED)
             title = study if shift != REFERENCE else INSIDE if study == "content" else ""
             if title and beside and other == study and (study, shift, sigma, prior) in results.values:
-                column = columns[title].setdefault(series[:2], {})
-                column.update({(train_set, shift, sigma, *key): psnr for key, psnr in values.items()})
+                found: dict[object, float] = {
+                    (train_set, shift, sigma, *key): psnr for key, psnr in values.items()
+                }
+                columns[title].setdefault(series[:2], {}).update(found)
     means: dict[str, dict[tuple[str, str], float]] = {}
     for title in (INSIDE, *STUDIES):
         common = set.intersection(*map(set, columns[title].values())) if columns[title] else set()

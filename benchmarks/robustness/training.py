@@ -30,6 +30,7 @@ from benchmarks.robustness.sets import PHANTOMS, data_range, middle, training_im
 from benchmarks.robustness.table import Budget
 from benchmarks.speed import machine
 from patchscore.errors import InputError
+from patchscore.evaluation import baselines
 from patchscore.evaluation.baselines import Denoiser, on_arrays
 from patchscore.evaluation.metrics import psnr
 from patchscore.evaluation.networks import ConvScore, UNetScore, WholeImagePrior
@@ -196,15 +197,13 @@ def mean_of_samples(prior: Prior, noisy: np.ndarray, sigma: float, *, samples: i
     """
     seed = int.from_bytes(hashlib.sha256(noisy.tobytes()).digest()[:4], "big")
     draw = partial(
-        ps.sample_denoised,
-        prior,
-        n=samples,
+        baselines.mean_of_samples,
+        prior=prior,
+        samples=samples,
         levels=SAMPLING_LEVELS,
-        keep="moments",
         generator=torch.Generator().manual_seed(seed),
-        progress=False,
     )
-    return on_arrays(lambda y, level: draw(y, level).mean, prior.network.like)(noisy, sigma)
+    return on_arrays(draw, prior.network.like)(noisy, sigma)
 
 
 def version_of(prior: Prior) -> str:

@@ -23,7 +23,7 @@ Image Processing 29 (2020), which is what the ``bm3d`` package implements.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,6 @@ from patchscore.errors import InputError
 from patchscore.images import numeric_array
 from patchscore.inference.diffusion import LEVELS, sample_denoised
 from patchscore.inference.posterior import ScoreModel
-from patchscore.noise import check_noise_level
 
 # Enough that the tolerance decides when to stop.
 TV_ITERATIONS = 2000
@@ -48,8 +47,6 @@ BM3D_BLOCK = 8
 # 5 and 7 in windows of 15 and 23; BayesShrink and VisuShrink, soft and hard, Haar to Daubechies 8.
 NLM_PATCH, NLM_REACH = 5, 7
 WAVELET, WAVELET_LEVELS, WAVELET_SHIFTS = "db2", 4, 3
-# Of one number: values that are tried first, and then by a bounded search over its logarithm.
-GRID, SEARCH, SEARCH_TOLERANCE = 9, 16, 0.01
 
 Denoiser = Callable[[np.ndarray, float], np.ndarray]
 
@@ -119,66 +116,6 @@ def oracle_weight(noisy: np.ndarray, sigma: float, clean: np.ndarray) -> float:
     bounds = np.log(ORACLE_WEIGHTS)
     best = minimize_scalar(error, bounds=bounds, method="bounded", options={"xatol": 0.01})
     return math.exp(best.x)
-
-
-def tuned(
-    denoiser: Callable[[np.ndarray, float, float], np.ndarray],
-    images: Sequence[np.ndarray],
-    sigma: float,
-    *,
-    bounds: tuple[float, float],
-    seed: int = 0,
-) -> float:
-    """The one number of a method that has the best average PSNR on clean training images.
-
-    At most 25 evaluations, with the same noise in each: 9 values at equal ratios, and a bounded search
-    between the neighbours of the best.
-
-    Parameters
-    ----------
-    denoiser
-        (noisy, sigma, number) -> denoised; for the weight of total variation ``lambda y, sigma, weight:
-        total_variation(y, sigma, weight=weight, tolerance=1e-5)``.
-    images, sigma
-        Clean, (H, W) each, and the noise level to tune for, in one unit.
-    bounds
-        The smallest and the largest value, positive.
-    seed
-        Of the noise.
-
-    Raises
-    ------
-    InputError
-        If there are no images, or a number is not positive.
-
-    Notes
-    -----
-    Fails to find an optimum between two values of the grid that are both worse than a third, such as
-    those of a quality that jumps: total variation has to be solved well.
-    """
-    low, high = bounds
-    if not 0 < low < high < math.inf or not images:
-        raise InputError(
-            f"bounds are {bounds} with {len(images)} images; expected two positive numbers, the smaller "
-            "one first, and at least one image."
-        )
-    check_noise_level(sigma)
-    rng = np.random.default_rng(seed)
-    pairs = [(clean, clean + sigma * rng.standard_normal(clean.shape)) for clean in images]
-
-    def error(log_number: float) -> float:
-        """Minus the average PSNR, up to a factor and a constant."""
-        number = math.exp(log_number)
-        squares = [np.mean((denoiser(noisy, sigma, number) - clean) ** 2) for clean, noisy in pairs]
-        return float(np.mean(np.log(squares)))
-
-    grid = np.linspace(math.log(low), math.log(high), GRID)
-    errors = [error(log_number) for log_number in grid]
-    k = int(np.argmin(errors))
-    around = grid[max(k - 1, 0)], grid[min(k + 1, GRID - 1)]
-    options = {"xatol": SEARCH_TOLERANCE, "maxiter": SEARCH}
-    best = minimize_scalar(error, bounds=around, method="bounded", options=options)
-    return math.exp(best.x if best.fun < errors[k] else grid[k])
 
 
 def non_local_means(noisy: np.ndarray, sigma: float, *, strength: float = 0.6) -> np.ndarray:
