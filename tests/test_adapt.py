@@ -204,9 +204,12 @@ def test_fewer_steps_are_the_first_of_more(prior, noisy):
 
 
 def stopped_after(steps, prior, noisy, monkeypatch):
-    """A run of which the time is up in the step after so many."""
+    """A run whose time is up after so many steps."""
+    looks = (
+        steps + max(steps - 1, 0) // 15
+    )  # at the clock: after every step, and before those of every check
     ticks = itertools.count()
-    clock = SimpleNamespace(perf_counter=lambda: math.inf if next(ticks) >= steps else 0.0)
+    clock = SimpleNamespace(perf_counter=lambda: math.inf if next(ticks) >= looks else 0.0)
     with monkeypatch.context() as patch:
         patch.setattr("patchscore.learning.search.time", clock)
         return quietly(prior, noisy, max_steps=400)
@@ -214,17 +217,16 @@ def stopped_after(steps, prior, noisy, monkeypatch):
 
 def test_a_run_that_was_out_of_time_can_be_repeated(prior, noisy, monkeypatch):
     stopped, first = stopped_after(22, prior, noisy, monkeypatch)
-    (check,) = first.checks
-    assert check.step == 15
-    assert "time was up after 15 steps" in first.reason
-    again, second = quietly(prior, noisy, max_steps=15)
+    assert [check.step for check in first.checks] == [15, 22]
+    assert "time was up after 22 steps" in first.reason
+    again, second = quietly(prior, noisy, max_steps=22)
     assert first.adapted
     assert first.checks == second.checks
     assert same(weights(stopped), weights(again))
 
 
-def test_no_time_for_a_check_is_said(prior, noisy, monkeypatch):
-    adapted, report = stopped_after(3, prior, noisy, monkeypatch)
+def test_no_time_for_a_step_is_said(prior, noisy, monkeypatch):
+    adapted, report = stopped_after(0, prior, noisy, monkeypatch)
     assert adapted is prior
     assert report.checks == ()
     assert "time was up after 0 steps" in report.reason

@@ -30,7 +30,8 @@ from tqdm import tqdm
 
 from patchscore.errors import InputError
 from patchscore.images import ImageSource, training_images
-from patchscore.learning.risk import Residual, look_at_residual, random_signs, respond
+from patchscore.learning.residual import Residual, look_at_residual, suspicions
+from patchscore.learning.risk import random_signs, respond
 from patchscore.learning.search import Check, NoisyImage, Search, random_halves
 from patchscore.learning.surprise import KEY, SMALLEST, Surprise, surprise
 from patchscore.noise import check_noise_level, estimated_sigma
@@ -38,11 +39,6 @@ from patchscore.priors.prior import PatchPrior
 
 Moving = Literal["all", "upper"]
 PROBES = 2
-# A residual whose variance or correlation is outside of these is not that of the noise that was given.
-VARIANCES = 0.8, 1.25
-CORRELATION = 0.1
-# Shares of clipped pixels that are worth a word, and that forbid to trust the risk.
-CLIPPED = 0.01, 0.05
 # How well a noise level is known, as a share of it.
 GIVEN_ERROR, ESTIMATED_ERROR = 0.005, 0.1
 
@@ -170,17 +166,23 @@ def adapt(
     _check(max_seconds, max_steps, learning_rate, sigma_error, generator)
     weights = _moving(prior, moving)
     images, sigmas = _noisy_images(prior, y, sigma, generator)
+    surprises = _surprises(prior, images)
     exact = prior.with_precision("float32")  # differences of rounded estimates would be noise
+    first_look = time.perf_counter()
     before = [respond(exact, image.y, image.sigma, image.probes) for image in images]
     residuals = tuple(
         look_at_residual(old, image.y, image.sigma, image.probes)
         for old, image in zip(before, images, strict=True)
     )
-    warnings, obstacle = _judge(images, residuals)
+    # The last check looks at what each half has taught, and counts.
+    last_look = 2 * (time.perf_counter() - first_look)
+    warnings, obstacle = suspicions(residuals)
+    if not any(image.half.any() for image in images):
+        obstacle = "the images are too small for two halves, one to judge what the other one taught"
     search = Search(exact, weights, images, before, learning_rate, sigma_error, generator)
     if obstacle is None:
         with tqdm(total=max_steps, unit="step", disable=not progress) as bar:
-            search.run(max_steps, start + max_seconds, bar)
+            search.run(max_steps, start + max_seconds - last_look, bar)
     best = search.best
     accepted = best.step > 0
     report = Report(
@@ -194,7 +196,7 @@ def adapt(
         time.perf_counter() - start,
         tuple(search.checks),
         residuals,
-        _surprises(prior, images),
+        surprises,
         warnings,
     )
     if not accepted:
@@ -296,42 +298,6 @@ def _surprises(prior: PatchPrior, images: Sequence[NoisyImage]) -> tuple[Surpris
         surprise(prior, image.y, image.sigma) if enough else None
         for image, enough in zip(images, large, strict=True)
     )
-
-
-def _judge(
-    images: Sequence[NoisyImage], residuals: Sequence[Residual]
-) -> tuple[tuple[str, ...], str | None]:
-    """What may be wrong, and what stands in the way of adapting."""
-    warnings, obstacle = [], None
-    low, high = VARIANCES
-    for number, residual in enumerate(residuals):
-        name = f"image {number}: " if len(residuals) > 1 else ""
-        if residual.clipped > CLIPPED[1]:
-            obstacle = (
-                "the image is clipped, so the noise is not Gaussian and the risk cannot be estimated"
-            )
-        if residual.clipped > CLIPPED[0]:
-            warnings.append(
-                f"{name}{100 * residual.clipped:.0f} % of the pixels have the lowest or the highest "
-                "value: the image seems clipped, and clipped noise is not Gaussian"
-            )
-        if max(map(abs, residual.correlation)) > CORRELATION:
-            warnings.append(
-                f"{name}the residual of neighbouring pixels is correlated by "
-                f"{residual.correlation[0]:+.2f} in columns and {residual.correlation[1]:+.2f} in rows: "
-                "the noise is not white"
-            )
-            obstacle = "the noise does not look white, so the risk cannot be estimated"
-        if not low < residual.variance < high:
-            more = "more" if residual.variance > 1 else "less"
-            warnings.append(
-                f"{name}the residual has {residual.variance:.2f} times the variance that is expected: "
-                f"there is {more} noise than sigma says, or the prior does not know such images"
-            )
-            obstacle = "the residual is not that of noise of this level, so the risk cannot be estimated"
-    if not any(image.half.any() for image in images):
-        obstacle = "the images are too small for two halves, one to judge what the other one taught"
-    return tuple(warnings), obstacle
 
 
 def _reason(search: Search) -> str:

@@ -15,9 +15,6 @@ the change, the better is its gain known. Traces are taken by K probes b of rand
 differences (Hutchinson; Ramani, Blu and Unser 2008), tr J ~ b' (D(y + e b) - D(y - e b)) / 2 e, which
 adds 8 sigma^4 |dd/dy|^2 / K to the square of the error.
 
-If D is the posterior mean, the residual r = y - D has E r r' = sigma^2 (I - E J): its size and its
-correlation between neighbours say whether the noise is white and of this level.
-
 References: Stein, Annals of Statistics 9 (1981), theorem 1; Ramani, Blu and Unser, IEEE Trans. Image
 Processing 17 (2008), equation 14; Bellec and Zhang, Annals of Statistics 49 (2021), "Second-order
 Stein".
@@ -56,23 +53,6 @@ class Gain(NamedTuple):
     trace: float
     risk: float
     pixels: float
-
-
-class Residual(NamedTuple):
-    """What is left of an image, beside what noise that is white and of the level given would leave.
-
-    Attributes
-    ----------
-    variance : the mean square of the residual over what is expected, 1 if all is right
-    correlation
-        Between neighbours in a column and in a row, above what is expected, in units of sigma^2; 0 if
-        the noise is white.
-    clipped : the share of pixels that have the lowest or the highest value of the image
-    """
-
-    variance: float
-    correlation: tuple[float, float]
-    clipped: float
 
 
 def random_signs(count: int, like: Tensor, generator: torch.Generator) -> Tensor:
@@ -121,26 +101,3 @@ def estimated_gain(
         float(risk / variance),
         float(pixels),
     )
-
-
-def look_at_residual(response: Response, y: Tensor, sigma: float, probes: Tensor) -> Residual:
-    """Compare the residual with what white noise of this level would leave."""
-    r = (y - response.estimate) / sigma
-    trace = (probes * response.moves).mean()
-    correlation = []
-    for axis in (-2, -1):
-        ahead, behind = (slice(1, None), slice(None, -1))
-        found = _along(r, axis, ahead).mul(_along(r, axis, behind)).mean()
-        # J is symmetric for the gradient of a potential; the mean of both sides serves any score.
-        both = _along(probes, axis, ahead) * _along(response.moves, axis, behind)
-        both = both + _along(probes, axis, behind) * _along(response.moves, axis, ahead)
-        correlation.append(float(found + both.mean() / 2))
-    extreme = ((y == y.amin()) | (y == y.amax())).double().mean()
-    expected = (1 - trace).clamp_min(1e-3)
-    return Residual(
-        float(r.square().mean() / expected), (correlation[0], correlation[1]), float(extreme)
-    )
-
-
-def _along(values: Tensor, axis: int, part: slice) -> Tensor:
-    return values[..., part, :] if axis == -2 else values[..., part]

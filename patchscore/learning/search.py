@@ -86,18 +86,16 @@ class Search:
         self.ended = "all steps were taken"
 
     def run(self, max_steps: int, deadline: float, bar: tqdm) -> None:
-        """Descend until it gains no more, all steps are taken, or time is up."""
+        """Descend until it gains no more, all steps are taken, or time is up; the last check counts."""
         step = halvings = 0
-        while step < max_steps:
-            steps = min(STEPS_BETWEEN_CHECKS, max_steps - step)
-            for _ in range(steps):
+        while step < max_steps and time.perf_counter() < deadline:
+            for _ in range(min(STEPS_BETWEEN_CHECKS, max_steps - step)):
                 for descent in self.descents:
                     descent.update(self.images)
                 bar.update()
+                step += 1
                 if time.perf_counter() > deadline:
-                    self.ended = f"time was up after {step} steps"
-                    return
-            step += steps
+                    break
             if not self._better(step, bar):
                 halvings += 1
                 if halvings == HALVINGS:
@@ -105,6 +103,8 @@ class Search:
                     return
                 for descent, weights in zip(self.descents, self.best_weights, strict=True):
                     descent.go_back(weights)
+        if step < max_steps:
+            self.ended = f"time was up after {step} steps"
 
     def adapted(self) -> PatchPrior:
         """The prior with the mean of the best weights of both halves."""

@@ -1,0 +1,99 @@
+"""What a denoiser leaves of an image, and whether noise that is white and of the level given would.
+
+If D is the posterior mean, the residual r = y - D(y) has, with its derivative J = dD/dy,
+
+    E r r' = sigma^2 (I - E J)
+
+(the second-order Tweedie formula, as cov(x | y) = sigma^2 J). So its size and its correlation between
+neighbours say whether the noise is white and of this level. Traces are taken by probes of random signs
+(:mod:`patchscore.learning.risk`).
+
+Reference: Efron, J. American Statistical Association 106 (2011), section 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from patchscore.learning.risk import Response
+
+# A residual whose variance or correlation is outside of these is not that of the noise that was given.
+VARIANCES = 0.8, 1.25
+CORRELATION = 0.1
+# Shares of clipped pixels that are worth a word, and that forbid to trust the risk.
+CLIPPED = 0.01, 0.05
+
+
+class Residual(NamedTuple):
+    """What is left of an image, beside what noise that is white and of the level given would leave.
+
+    Attributes
+    ----------
+    variance : the mean square of the residual over what is expected, 1 if all is right
+    correlation
+        Between neighbours in a column and in a row, above what is expected, in units of sigma^2; 0 if
+        the noise is white.
+    clipped : the share of pixels that have the lowest or the highest value of the image
+    """
+
+    variance: float
+    correlation: tuple[float, float]
+    clipped: float
+
+
+def look_at_residual(response: Response, y: Tensor, sigma: float, probes: Tensor) -> Residual:
+    """Compare the residual with what white noise of this level would leave."""
+    r = (y - response.estimate) / sigma
+    trace = (probes * response.moves).mean()
+    correlation = []
+    for axis in (-2, -1):
+        ahead, behind = (slice(1, None), slice(None, -1))
+        found = _along(r, axis, ahead).mul(_along(r, axis, behind)).mean()
+        # J is symmetric for the gradient of a potential; the mean of both sides serves any score.
+        both = _along(probes, axis, ahead) * _along(response.moves, axis, behind)
+        both = both + _along(probes, axis, behind) * _along(response.moves, axis, ahead)
+        correlation.append(float(found + both.mean() / 2))
+    extreme = ((y == y.amin()) | (y == y.amax())).double().mean()
+    expected = (1 - trace).clamp_min(1e-3)
+    return Residual(
+        float(r.square().mean() / expected), (correlation[0], correlation[1]), float(extreme)
+    )
+
+
+def suspicions(residuals: Sequence[Residual]) -> tuple[tuple[str, ...], str | None]:
+    """What may be wrong with the noise of images, and why their risk cannot be trusted, in words."""
+    warnings, obstacle = [], None
+    low, high = VARIANCES
+    for number, residual in enumerate(residuals):
+        name = f"image {number}: " if len(residuals) > 1 else ""
+        if residual.clipped > CLIPPED[1]:
+            obstacle = (
+                "the image is clipped, so the noise is not Gaussian and the risk cannot be estimated"
+            )
+        if residual.clipped > CLIPPED[0]:
+            warnings.append(
+                f"{name}{100 * residual.clipped:.0f} % of the pixels have the lowest or the highest "
+                "value: the image seems clipped, and clipped noise is not Gaussian"
+            )
+        if max(map(abs, residual.correlation)) > CORRELATION:
+            warnings.append(
+                f"{name}the residual of neighbouring pixels is correlated by "
+                f"{residual.correlation[0]:+.2f} in columns and {residual.correlation[1]:+.2f} in rows: "
+                "the noise is not white"
+            )
+            obstacle = "the noise does not look white, so the risk cannot be estimated"
+        if not low < residual.variance < high:
+            more = "more" if residual.variance > 1 else "less"
+            warnings.append(
+                f"{name}the residual has {residual.variance:.2f} times the variance that is expected: "
+                f"there is {more} noise than sigma says, or the prior does not know such images"
+            )
+            obstacle = "the residual is not that of noise of this level, so the risk cannot be estimated"
+    return tuple(warnings), obstacle
+
+
+def _along(values: Tensor, axis: int, part: slice) -> Tensor:
+    return values[..., part, :] if axis == -2 else values[..., part]
