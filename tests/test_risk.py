@@ -19,7 +19,8 @@ from skimage import data
 
 import patchscore as ps
 from patchscore.learning import risk
-from patchscore.learning.risk import Response, estimated_gain, look_at_residual, random_signs, respond
+from patchscore.learning.residual import look_at_residual
+from patchscore.learning.risk import Response, estimated_gain, random_signs, respond
 from patchscore.priors.convolutional import ConvEnergy
 from patchscore.priors.gaussian import GaussianPatches
 
