@@ -205,9 +205,8 @@ def test_fewer_steps_are_the_first_of_more(prior, noisy):
 
 def stopped_after(steps, prior, noisy, monkeypatch):
     """A run whose time is up after so many steps."""
-    looks = (
-        steps + max(steps - 1, 0) // 15
-    )  # at the clock: after every step, and before those of every check
+    # At the clock: after every step, and before the steps of every check.
+    looks = steps + max(steps - 1, 0) // 15
     ticks = itertools.count()
     clock = SimpleNamespace(perf_counter=lambda: math.inf if next(ticks) >= looks else 0.0)
     with monkeypatch.context() as patch:
