@@ -9,26 +9,21 @@ stopped goes on with the candidates that are missing in the table.
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, get_type_hints
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 import patchscore as ps
-from benchmarks.data import prepare_table, write_table
-from benchmarks.natural_gray import split, weighted_score_matching
-from benchmarks.quality import add_noise
-from patchscore.evaluation.metrics import psnr
+from benchmarks.data import prepare_table, read_table, write_table
+from benchmarks.natural_gray import held_out_psnr, split, weighted_score_matching
 from patchscore.priors.convolutional import ConvEnergy
 
-SIGMAS = 15.0, 25.0, 50.0
-SEED = 7
 TIMED_SIDE = 512
 Network = ps.PatchEnergy | ConvEnergy
 
@@ -97,7 +92,7 @@ CANDIDATES = {
 
 def measure(name: str, candidate: Candidate, minutes: float) -> Row:
     """Train one candidate and measure it on the images held out."""
-    train, held_out = split()
+    train, _ = split()
     torch.manual_seed(0)
     network = candidate.build()
     prior = ps.PatchPrior(network)
@@ -116,7 +111,7 @@ def measure(name: str, candidate: Candidate, minutes: float) -> Row:
         mixed_precision=True,
         progress=False,
     )
-    low, middle, high = (average_psnr(prior, held_out, sigma) for sigma in SIGMAS)
+    low, middle, high = held_out_psnr(prior)
     if isinstance(network, ConvEnergy):
         sides, dilations = network.sides, network.dilations
     else:
@@ -144,16 +139,6 @@ def measure(name: str, candidate: Candidate, minutes: float) -> Row:
         round(microseconds_per_pixel(prior), 3),
         "",
     )
-
-
-def average_psnr(prior: ps.PatchPrior, images: list[np.ndarray], sigma: float) -> float:
-    """Of the one-step estimate, in dB, of images in 0..1; sigma is of 255."""
-    values = []
-    for number, image in enumerate(images):
-        clean = 255 * image
-        noisy = add_noise(clean, sigma, seed=SEED, number=number)
-        values.append(psnr(clean, ps.denoise(noisy, sigma, prior=prior), data_range=255))
-    return float(np.mean(values))
 
 
 def macs_per_pixel(network: Network) -> int:
@@ -184,17 +169,6 @@ def with_front(rows: list[Row]) -> list[Row]:
     return marked
 
 
-def read_rows(path: Path) -> list[Row]:
-    """What an earlier run wrote; nothing if there is no file."""
-    if not path.exists():
-        return []
-    kinds = get_type_hints(Row).values()
-    with path.open(newline="", encoding="utf-8") as file:
-        _, *lines = csv.reader(file)
-    rows = [[kind(text) for kind, text in zip(kinds, line, strict=True)] for line in lines]
-    return [Row._make(row) for row in rows]
-
-
 def main() -> None:
     """Train and measure the candidates that are missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -203,7 +177,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/architectures.csv"))
     options = parser.parse_args()
     prepare_table(options.out)
-    rows = {(row.candidate, row.minutes): row for row in read_rows(options.out)}
+    rows = {(row.candidate, row.minutes): row for row in read_table(options.out, Row)}
     for name in tqdm(options.only):
         key = name, options.minutes
         if key not in rows:

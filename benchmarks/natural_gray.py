@@ -1,5 +1,7 @@
 """Train the bundled priors again: python -m benchmarks.natural_gray natural-gray | natural-gray-fast.
 
+With ``--measure``, print the PSNR of a prior on the images that were held out instead.
+
 Convolutional potentials with all invariances, learned as clique potentials from crops of 360 images of
 ``bsd400``, mirrored beyond their borders, by denoising score matching at noise levels from 1/255 to
 60/255 of the images' range. With the weight sigma^0.7, a decibel counts about as much at every level.
@@ -19,9 +21,13 @@ from torch import Tensor
 
 import patchscore as ps
 from benchmarks.data import gray_images
+from benchmarks.quality import add_noise
+from patchscore.evaluation.metrics import psnr
 from patchscore.priors.convolutional import ConvEnergy
 
 EVERY = 10
+SIGMAS = 15.0, 25.0, 50.0
+SEED = 7
 
 
 class Stage(NamedTuple):
@@ -111,14 +117,30 @@ def train(recipe: Recipe, images: list[np.ndarray], *, device: str, out: Path) -
     return prior
 
 
+def held_out_psnr(prior: ps.PatchPrior) -> tuple[float, ...]:
+    """The mean PSNR of the one-step estimate of the images held out, at ``SIGMAS``, in dB of 255."""
+    images = [255 * image for image in split()[1]]
+    means = []
+    for sigma in SIGMAS:
+        noisy = [add_noise(clean, sigma, seed=SEED, number=n) for n, clean in enumerate(images)]
+        estimates = [ps.denoise(y, sigma, prior=prior) for y in noisy]
+        values = [psnr(*pair, data_range=255) for pair in zip(images, estimates, strict=True)]
+        means.append(float(np.mean(values)))
+    return tuple(means)
+
+
 def main() -> None:
-    """Train and write the weights."""
+    """Train and write the weights, or measure some."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=RECIPES)
+    parser.add_argument("name", choices=RECIPES, help="the recipe; with --measure, the bundled prior")
+    parser.add_argument("--measure", action="store_true", help="the weights at --out, if it is given")
     parser.add_argument("--out", type=Path, help="default: NAME.safetensors")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
 
+    if options.measure:
+        print(*(f"{value:.2f}" for value in held_out_psnr(ps.load_prior(options.out or options.name))))
+        return
     out = options.out or Path(f"{options.name}.safetensors")
     prior = train(RECIPES[options.name], split()[0], device=options.device, out=out)
     prior.card |= {"name": options.name, **CARD}
