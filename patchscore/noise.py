@@ -44,6 +44,21 @@ def check_noise_level(sigma: Any) -> None:
         )
 
 
+def seeded(generator: torch.Generator | None) -> torch.Generator:
+    """The generator, or one of seed 0.
+
+    Raises :class:`InputError` if it is not on the CPU: a run draws the same numbers on every device.
+    """
+    if generator is None:
+        return torch.Generator().manual_seed(0)
+    if generator.device.type != "cpu":
+        raise InputError(
+            f"the generator is on {generator.device}; expected one on the CPU, so that a run draws the "
+            "same crops and noise on every device: torch.Generator().manual_seed(0)."
+        )
+    return generator
+
+
 def geometric_levels(highest: float, lowest: float, count: int) -> list[float]:
     """``count`` noise levels from high to low, each the same fraction of the one before."""
     return [float(level) for level in np.geomspace(highest, lowest, count)]

@@ -34,7 +34,7 @@ from patchscore.learning.residual import Residual, look_at_residual, suspicions
 from patchscore.learning.risk import random_signs, respond
 from patchscore.learning.search import Check, NoisyImage, Search, random_halves
 from patchscore.learning.surprise import KEY, SMALLEST, Surprise, surprise
-from patchscore.noise import check_noise_level, estimated_sigma
+from patchscore.noise import check_noise_level, estimated_sigma, seeded
 from patchscore.priors.prior import PatchPrior
 
 Moving = Literal["all", "upper"]
@@ -160,10 +160,10 @@ def adapt(
     prior was trained on; on an image of few pixels they can rarely be told from chance.
     """
     start = time.perf_counter()
-    generator = generator or torch.Generator().manual_seed(0)
+    generator = seeded(generator)
     if sigma_error is None:
         sigma_error = ESTIMATED_ERROR if sigma is None else GIVEN_ERROR
-    _check(max_seconds, max_steps, learning_rate, sigma_error, generator)
+    _check(max_seconds, max_steps, learning_rate, sigma_error)
     weights = _moving(prior, moving)
     images, sigmas = _noisy_images(prior, y, sigma, generator)
     surprises = _surprises(prior, images)
@@ -222,7 +222,6 @@ def _check(
     max_steps: int,
     learning_rate: float,
     sigma_error: float,
-    generator: torch.Generator,
 ) -> None:
     if not max_seconds > 0:
         raise InputError(f"max_seconds is {max_seconds}; expected a positive number.")
@@ -233,11 +232,6 @@ def _check(
     if not 0 <= sigma_error < 1:
         raise InputError(
             f"sigma_error is {sigma_error}; expected a share of sigma, 0 if it is known exactly."
-        )
-    if generator.device.type != "cpu":
-        raise InputError(
-            f"the generator is on {generator.device}; expected one on the CPU, so that a run draws the "
-            "same crops and probes on every device: torch.Generator().manual_seed(0)."
         )
 
 

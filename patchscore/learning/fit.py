@@ -32,6 +32,7 @@ from patchscore.learning.checkpoint import TrainingState
 from patchscore.learning.history import History
 from patchscore.learning.matching import denoising_score_matching
 from patchscore.learning.soap import SOAP
+from patchscore.noise import seeded
 from patchscore.priors.patches import Boundary
 from patchscore.priors.trainable import Trainable
 from patchscore.storage import check_destination
@@ -133,10 +134,10 @@ def fit(
     """
     if (steps is None) == (minutes is None):
         raise InputError(f"steps is {steps} and minutes is {minutes}; give exactly one of the two.")
-    generator = generator or torch.Generator().manual_seed(0)
+    generator = seeded(generator)
     low, high, learning_rate = float(sigmas[0]), float(sigmas[1]), float(learning_rate)
     _check_counts(crop=crop, steps=steps, batch_size=batch_size, checkpoint_every=checkpoint_every)
-    _check(low, high, minutes, learning_rate, average, generator)
+    _check(low, high, minutes, learning_rate, average)
     if not (isinstance(warmup, int | np.integer) and warmup >= 0):
         raise InputError(f"warmup is {warmup!r}; expected a whole number of steps, at least 0.")
     if optimizer not in OPTIMIZERS:
@@ -248,7 +249,6 @@ def _check(
     minutes: float | None,
     learning_rate: float,
     average: float,
-    generator: torch.Generator,
 ) -> None:
     if not (0 < low <= high < math.inf):
         raise InputError(
@@ -260,11 +260,6 @@ def _check(
             raise InputError(f"{name} is {value}; expected a positive number.")
     if not 0 <= average < 1:
         raise InputError(f"average is {average}; expected a decay from 0 (none) to below 1.")
-    if generator.device.type != "cpu":
-        raise InputError(
-            f"the generator is on {generator.device}; expected one on the CPU, so that a run draws the "
-            "same crops and noise on every device: torch.Generator().manual_seed(0)."
-        )
 
 
 def _half_cosine(learning_rate: float, steps: int, warmup: int) -> np.ndarray:
