@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from inspect import signature
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 from skimage import data
@@ -17,7 +17,8 @@ from skimage import data
 from benchmarks.data import NamedImage
 from benchmarks.robustness.sets import middle, test_images
 from patchscore.evaluation.baselines import has_bm3d
-from patchscore.learning.adapt import Moving, adapt
+from patchscore.learning.adapt import adapt
+from patchscore.learning.moving import Moving
 
 SIDE = 256
 WHOLE = 1024  # larger than any image
@@ -34,7 +35,13 @@ MOVING_DOCUMENTS, SHOWN_DOCUMENTS = 2, 12
 COUNTS = 1, 3, 10
 TESTS_OF_A_SET = 4
 RATE: float = signature(adapt).parameters["learning_rate"].default
-TRIED_RATES = 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3
+# Gains are of the order of one, weights of a tenth.
+TRIED_RATES: dict[Moving, tuple[float, ...]] = {
+    "all": (5e-4, 1e-3, 2e-3),
+    "upper": (5e-4, 1e-3, 2e-3),
+    "gains": (2e-3, 8e-3, 32e-3),
+    "low-rank": (2e-3, 8e-3, 32e-3),
+}
 
 
 class Job(NamedTuple):
@@ -89,12 +96,12 @@ def ablation(group: str, sigma: float) -> Iterator[Job]:
                 for name, pixels in bundled("grass", "gravel")
             ]
         case "MRI" | "CT":
-            chosen = load(f"{'mri_brain' if group == 'MRI' else 'ct_chest'}/train", 2)
+            chosen = load(f"{'mri_brain' if group == 'MRI' else 'ct_chest'}/train", 1)
         case _:
             return
     for image in chosen:
-        for moving in get_args(Moving):
-            for rate in TRIED_RATES:
+        for moving, rates in TRIED_RATES.items():
+            for rate in rates:
                 yield Job(group, sigma, [image], [image], moving, rate)
 
 

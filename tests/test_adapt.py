@@ -17,6 +17,7 @@ import patchscore as ps
 from patchscore.errors import InputError
 from patchscore.learning import adapt as module
 from patchscore.learning.adapt import adapt
+from patchscore.learning.moving import chart
 from patchscore.learning.risk import estimated_gain, respond
 from patchscore.learning.search import Search, random_halves
 from patchscore.noise import estimated_sigma
@@ -97,12 +98,12 @@ def quietly(prior, y, sigma=SIGMA, *, seed=0, **settings):
     return adapt(prior, y, sigma, generator=seeded(seed), **(options | settings))
 
 
-def searched(prior, y, seed, names):
+def searched(prior, y, seed, moving):
     """15 steps whatever they gain, the image as the search sees it, and the response before."""
     generator = seeded(seed)
     ((image,), _) = module._noisy_images(prior, y, SIGMA, generator)
     old = respond(prior, image.y, image.sigma, image.probes)
-    search = Search(prior, names, [image], [old], RATE, 0.0, generator)
+    search = Search(prior, chart(prior.network, moving, generator), [image], [old], RATE, 0.0, generator)
     search.run(15, math.inf, tqdm(disable=True))
     return search, image, old
 
@@ -129,7 +130,7 @@ def test_the_gain_is_that_of_the_halves_and_the_mean_is_no_worse(prior, z_score)
     scores, advantages = [], []
     for seed in range(16):
         clean, y = drawn(seed)
-        search, image, old = searched(prior, y[0, 0].numpy(), seed, module._moving(prior, "all"))
+        search, image, old = searched(prior, y[0, 0].numpy(), seed, "all")
         assert torch.equal(image.half, random_halves(SIDE, SIDE, seeded(seed)))
         truth = (clean - y.mean()) / SIGMA
 
@@ -139,7 +140,9 @@ def test_the_gain_is_that_of_the_halves_and_the_mean_is_no_worse(prior, z_score)
         gain = variance = risk = true_gain = 0.0
         for descent in search.descents:
             judges = image.half != descent.half
-            new = respond(search._with(descent.averaged), image.y, image.sigma, image.probes)
+            new = respond(
+                search._with(search.chart.weights(descent.averaged)), image.y, image.sigma, image.probes
+            )
             found = estimated_gain(new, old, image.y, image.sigma, image.probes, judges)
             gain, variance, risk = gain + found.gain, variance + found.variance, risk + found.risk
             true_gain += left(old, judges) - left(new, judges)
@@ -149,7 +152,7 @@ def test_the_gain_is_that_of_the_halves_and_the_mean_is_no_worse(prior, z_score)
         assert check.bound == check.gain - 2 * check.error
         scores.append((gain - true_gain) / math.sqrt(variance))
 
-        search.best_weights = [descent.averaged for descent in search.descents]
+        search.best_places = [descent.averaged for descent in search.descents]
         mean = respond(search.adapted(), image.y, image.sigma, image.probes)
         everywhere = torch.ones_like(image.half)
         advantages.append(left(old, everywhere) - left(mean, everywhere) - true_gain)
@@ -170,7 +173,7 @@ def test_half_of_the_blocks():
 @pytest.mark.parametrize("half", [False, True])
 def test_each_half_learns_from_its_own_pixels(half, prior):
     """The loss on the pixels of the other half does not reach the weights."""
-    search, image, _ = searched(prior, drawn(0)[1][0, 0].numpy(), 0, module._moving(prior, "all"))
+    search, image, _ = searched(prior, drawn(0)[1][0, 0].numpy(), 0, "all")
     descent = search.descents[half]
     y, sigma, counts = descent._crop([image])
     assert torch.equal(y, image.y)
@@ -238,17 +241,45 @@ def test_steps_that_are_much_too_long_do_no_harm(prior, noisy):
     assert "it gained no more" in report.reason
 
 
-def test_upper_layers_alone(prior, noisy):
-    names = [name for name, _ in prior.network.named_parameters()]
-    search, _, _ = searched(prior, noisy, 0, module._moving(prior, "upper"))
-    adapted = search.adapted().network
-    changed = [
-        not torch.equal(one, other)
-        for one, other in zip(adapted.parameters(), prior.network.parameters(), strict=True)
-    ]
-    assert names[0] == "lift"
-    assert changed == [name != "lift" for name in names]
-    assert module._moving(prior, "all") == names
+@pytest.mark.parametrize("moving", ["all", "upper", "gains", "low-rank"])
+def test_what_moves(moving, prior, noisy):
+    """By the rank of a change and whether it is along the filters: two halves of rank 2 are of rank 4."""
+    search, _, _ = searched(prior, noisy, 0, moving)
+    assert search.best.step == 15
+    start = search.chart.weights(search.chart.start)
+    given = dict(prior.network.named_parameters())
+    for name, new in search.adapted().network.named_parameters():
+        change = (new - given[name]).detach()
+        if name in start:
+            torch.testing.assert_close(start[name], given[name].detach(), rtol=0, atol=0)
+        if moving == "all" or (moving == "upper" and name != "lift"):
+            assert change.any(), name
+        elif moving == "upper" or new.ndim == 1:
+            assert not change.any(), name
+        elif moving == "gains":
+            old = given[name].detach().flatten(1)
+            gains = (change.flatten(1) * old).sum(1) / old.square().sum(1)
+            assert gains.any()
+            residual = change.flatten(1) - gains[:, None] * old
+            assert residual.norm() < 1e-5 * old.norm()
+        else:
+            values = torch.linalg.svdvals(change.double().flatten(1))
+            assert values[0] > 0
+            assert values[4:].sum() < 1e-5 * values[0] + 1e-6 * given[name].norm()
+
+
+def test_coordinates_lead_to_the_gradient_of_the_loss(prior, noisy):
+    """The chain rule over two calls is that of one: for gains, dL/dg_k = <dL/dW_k, W_k>."""
+    search, image, _ = searched(prior, noisy, 0, "gains")
+    descent = search.descents[0]
+    descent.optimizer.zero_grad()
+    descent._learn([image])
+    network = dict(descent.prior.network.named_parameters())
+    names = search.chart.weights(descent.place)
+    for name, gain in zip(names, descent.place, strict=True):
+        start = dict(prior.network.named_parameters())[name].detach()
+        expected = (network[name].grad * start).flatten(1).sum(1)
+        torch.testing.assert_close(gain.grad.flatten(), expected, rtol=1e-5, atol=1e-8)
 
 
 def photograph(sigma, side=SIDE, seed=0):

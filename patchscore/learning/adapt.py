@@ -21,7 +21,7 @@ import math
 import time
 from collections.abc import Sequence
 from datetime import date
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from patchscore.errors import InputError
 from patchscore.images import ImageSource, training_images
+from patchscore.learning.moving import Moving, chart
 from patchscore.learning.residual import Residual, look_at_residual, suspicions
 from patchscore.learning.risk import random_signs, respond
 from patchscore.learning.search import Check, NoisyImage, Search, random_halves
@@ -37,7 +38,6 @@ from patchscore.learning.surprise import KEY, SMALLEST, Surprise, surprise
 from patchscore.noise import check_noise_level, estimated_sigma, seeded
 from patchscore.priors.prior import PatchPrior
 
-Moving = Literal["all", "upper"]
 PROBES = 2
 # How well a noise level is known, as a share of it.
 GIVEN_ERROR, ESTIMATED_ERROR = 0.005, 0.1
@@ -138,7 +138,8 @@ def adapt(
         How well the noise level is known, as a share of it: what such an error could feign is not
         taken for a gain. By default 0.005 for a level that is given and 0.1 for one that is estimated.
     moving
-        The weights that are learned: ``"all"``, or those ``"upper"`` than the first layer.
+        The weights that are learned: ``"all"``, those ``"upper"`` than the first layer, one of the
+        ``"gains"`` for every filter, or a ``"low-rank"`` change of the filters.
     progress
         Whether a progress bar is shown.
 
@@ -164,7 +165,7 @@ def adapt(
     if sigma_error is None:
         sigma_error = ESTIMATED_ERROR if sigma is None else GIVEN_ERROR
     _check(max_seconds, max_steps, learning_rate, sigma_error)
-    weights = _moving(prior, moving)
+    moves = chart(prior.network, moving, generator)
     images, sigmas = _noisy_images(prior, y, sigma, generator)
     surprises = _surprises(prior, images)
     exact = prior.with_precision("float32")  # differences of rounded estimates would be noise
@@ -179,7 +180,7 @@ def adapt(
     warnings, obstacle = suspicions(residuals)
     if not any(image.half.any() for image in images):
         obstacle = "the images are too small for two halves, one to judge what the other one taught"
-    search = Search(exact, weights, images, before, learning_rate, sigma_error, generator)
+    search = Search(exact, moves, images, before, learning_rate, sigma_error, generator)
     if obstacle is None:
         with tqdm(total=max_steps, unit="step", disable=not progress) as bar:
             search.run(max_steps, start + max_seconds - last_look, bar)
@@ -205,7 +206,7 @@ def adapt(
     entry = {
         "images": len(images),
         "sigmas": list(sigmas),
-        "weights": list(weights),
+        "moving": moving,
         "learning_rate": report.learning_rate,
         "steps": report.steps,
         "gain": report.gain,
@@ -233,21 +234,6 @@ def _check(
         raise InputError(
             f"sigma_error is {sigma_error}; expected a share of sigma, 0 if it is known exactly."
         )
-
-
-def _moving(prior: PatchPrior, moving: Moving) -> list[str]:
-    """The names of the weights that are learned."""
-    if moving not in get_args(Moving):
-        raise InputError(f"moving is {moving!r}; choose one of {get_args(Moving)}.")
-    names = [name for name, _ in prior.network.named_parameters()]
-    if not names:
-        raise InputError(
-            f"{type(prior.network).__name__} has no parameters, so there is nothing to adapt; use a "
-            "learned prior."
-        )
-    if moving == "upper":
-        return names if len(names) == 1 else [name for name in names if name != names[0]]
-    return names
 
 
 def _noisy_images(

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from patchscore.learning.moving import Chart
 from patchscore.learning.risk import DIFFERENCE, Gain, Response, estimated_gain, random_signs, respond
 from patchscore.learning.soap import SOAP
 from patchscore.priors.prior import PatchPrior
@@ -68,7 +69,7 @@ class Search:
     def __init__(
         self,
         prior: PatchPrior,
-        weights: Sequence[str],
+        chart: Chart,
         images: Sequence[NoisyImage],
         before: Sequence[Response],
         rate: float,
@@ -76,12 +77,13 @@ class Search:
         generator: torch.Generator,
     ) -> None:
         self.given = prior
+        self.chart = chart
         self.sigma_error = sigma_error
         self.images = images
         self.before = before
-        self.descents = [_Descent(prior, weights, rate, half, generator) for half in (False, True)]
+        self.descents = [_Descent(prior, chart, rate, half, generator) for half in (False, True)]
         self.best = Check(rate, 0, 0.0, 0.0, 0.0)
-        self.best_weights = [descent.averaged_copy() for descent in self.descents]
+        self.best_places = [descent.averaged_copy() for descent in self.descents]
         self.checks: list[Check] = []
         self.ended = "all steps were taken"
 
@@ -101,21 +103,21 @@ class Search:
                 if halvings == HALVINGS:
                     self.ended = "it gained no more"
                     return
-                for descent, weights in zip(self.descents, self.best_weights, strict=True):
-                    descent.go_back(weights)
+                for descent, place in zip(self.descents, self.best_places, strict=True):
+                    descent.go_back(place)
         if step < max_steps:
             self.ended = f"time was up after {step} steps"
 
     def adapted(self) -> PatchPrior:
         """The prior with the mean of the best weights of both halves."""
-        first, second = self.best_weights
+        first, second = (self.chart.weights(place) for place in self.best_places)
         return self._with({name: (w + second[name]) / 2 for name, w in first.items()})
 
     def _better(self, step: int, bar: tqdm) -> bool:
         """Measure the gain, and keep the weights if its bound is the best so far."""
         gains = []
         for descent in self.descents:
-            view = self._with(descent.averaged)
+            view = self._with(self.chart.weights(descent.averaged))
             for image, old in zip(self.images, self.before, strict=True):
                 y, sigma, probes, half = image
                 judges = half != descent.half
@@ -133,7 +135,7 @@ class Search:
         better = math.isfinite(check.bound) and self.best.bound < check.bound and check.gain < 1
         if better:
             self.best = check
-            self.best_weights = [descent.averaged_copy() for descent in self.descents]
+            self.best_places = [descent.averaged_copy() for descent in self.descents]
         return better
 
     def _with(self, weights: dict[str, Tensor]) -> PatchPrior:
@@ -151,18 +153,16 @@ class _Descent:
     def __init__(
         self,
         prior: PatchPrior,
-        weights: Sequence[str],
+        chart: Chart,
         rate: float,
         half: bool,
         generator: torch.Generator,
     ) -> None:
         self.prior = copy.deepcopy(prior).requires_grad_(False)
-        named = self.prior.network.named_parameters()
-        self.moving = {name: parameter for name, parameter in named if name in weights}
-        for parameter in self.moving.values():
-            parameter.requires_grad_()
-        self.averaged = {name: weight.detach().clone() for name, weight in self.moving.items()}
-        self.optimizer = SOAP(self.moving.values(), lr=rate)
+        self.chart = chart
+        self.place = [tensor.clone().requires_grad_() for tensor in chart.start]
+        self.averaged = [tensor.clone() for tensor in chart.start]
+        self.optimizer = SOAP(self.place, lr=rate)
         self.rate = rate
         self.half = half
         self.generator = generator
@@ -172,25 +172,35 @@ class _Descent:
         """One step on one crop."""
         self.optimizer.param_groups[0]["lr"] = self.rate * min(1.0, (self.step + 1) / WARMUP)
         self.optimizer.zero_grad()
-        loss = self._loss(images)
-        loss.backward()
+        self._learn(images)
         self.optimizer.step()
         self.step += 1
         decay = min(AVERAGE, self.step / (self.step + 9))
-        for name, weight in self.moving.items():
-            self.averaged[name].lerp_(weight.detach(), 1 - decay)
+        for averaged, tensor in zip(self.averaged, self.place, strict=True):
+            averaged.lerp_(tensor.detach(), 1 - decay)
 
-    def averaged_copy(self) -> dict[str, Tensor]:
-        """The weights to be judged, as they are now."""
-        return {name: weight.clone() for name, weight in self.averaged.items()}
+    def averaged_copy(self) -> list[Tensor]:
+        """The place to be judged, as it is now."""
+        return [tensor.clone() for tensor in self.averaged]
 
-    def go_back(self, weights: dict[str, Tensor]) -> None:
-        """To earlier weights, at half the rate, without the moments of what led astray."""
+    def go_back(self, place: Sequence[Tensor]) -> None:
+        """To an earlier place, at half the rate, without the moments of what led astray."""
         self.rate /= 2
         self.optimizer.state.clear()
-        for name, weight in self.moving.items():
-            weight.data.copy_(weights[name])
-            self.averaged[name].copy_(weights[name])
+        for tensor, averaged, earlier in zip(self.place, self.averaged, place, strict=True):
+            tensor.data.copy_(earlier)
+            averaged.copy_(earlier)
+
+    def _learn(self, images: Sequence[NoisyImage]) -> None:
+        """The gradient of the loss: first by the weights, and then by their coordinates."""
+        weights = self.chart.weights(self.place)
+        network = {name: self.prior.network.get_parameter(name) for name in weights}
+        for name, parameter in network.items():
+            parameter.data.copy_(weights[name])
+            parameter.grad = None
+            parameter.requires_grad_()
+        self._loss(images).backward()
+        torch.autograd.backward(list(weights.values()), [p.grad for p in network.values()])
 
     def _loss(self, images: Sequence[NoisyImage]) -> Tensor:
         """Stein's estimate on a crop, per pixel that counts, in units of sigma^2, up to a constant."""
