@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from patchscore.learning.moving import Chart
@@ -160,7 +160,7 @@ class _Descent:
     ) -> None:
         self.prior = copy.deepcopy(prior).requires_grad_(False)
         self.chart = chart
-        self.place = [tensor.clone().requires_grad_() for tensor in chart.start]
+        self.place = [nn.Parameter(tensor.clone()) for tensor in chart.start]
         self.averaged = [tensor.clone() for tensor in chart.start]
         self.optimizer = SOAP(self.place, lr=rate)
         self.rate = rate
