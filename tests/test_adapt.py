@@ -140,9 +140,8 @@ def test_the_gain_is_that_of_the_halves_and_the_mean_is_no_worse(prior, z_score)
         gain = variance = risk = true_gain = 0.0
         for descent in search.descents:
             judges = image.half != descent.half
-            new = respond(
-                search._with(search.chart.weights(descent.averaged)), image.y, image.sigma, image.probes
-            )
+            taught = search._with(search.chart.weights(descent.averaged))
+            new = respond(taught, image.y, image.sigma, image.probes)
             found = estimated_gain(new, old, image.y, image.sigma, image.probes, judges)
             gain, variance, risk = gain + found.gain, variance + found.variance, risk + found.risk
             true_gain += left(old, judges) - left(new, judges)
@@ -244,7 +243,9 @@ def test_steps_that_are_much_too_long_do_no_harm(prior, noisy):
 @pytest.mark.parametrize("moving", ["all", "upper", "gains", "low-rank"])
 def test_what_moves(moving, prior, noisy):
     """By the rank of the change, that of two halves together, and whether it is along the filters."""
-    search, _, _ = searched(prior, noisy, 0, moving)
+    search, image, _ = searched(prior, noisy, 0, moving)
+    for descent in search.descents:
+        descent.update([image])
     search.best_places = [descent.averaged for descent in search.descents]
     start = search.chart.weights(search.chart.start)
     given = dict(prior.network.named_parameters())
