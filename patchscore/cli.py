@@ -22,6 +22,7 @@ from patchscore.learning.adapt import adapt
 from patchscore.learning.fit import fit
 from patchscore.learning.surprise import KEY as SURPRISE_KEY
 from patchscore.noise import check_noise_level, estimated_sigma
+from patchscore.priors.convolutional import ConvEnergy
 from patchscore.priors.networks import PatchEnergy
 from patchscore.priors.prior import PatchPrior
 from patchscore.priors.zoo import bundled_priors, find_device, load_prior
@@ -30,6 +31,8 @@ from patchscore.storage import check_destination
 # The noise levels that `train` takes when none are given, as fractions of the range of the images:
 # 3 to 60 for 8-bit photographs.
 LOWEST_FRACTION, HIGHEST_FRACTION = 3 / 255, 60 / 255
+# Its schedule is that of the bundled priors.
+BATCH, LEARNING_RATE, WARMUP = 4, 8e-3, 100
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -128,10 +131,15 @@ def _parser() -> argparse.ArgumentParser:
     length = train.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=float, help="how long to train (default: 10)")
     length.add_argument("--steps", type=int, help="how many steps to train")
-    train.add_argument("--patch-size", type=int, default=9, help="default: %(default)s")
-    train.add_argument("--width", type=int, default=256, help="hidden units (default: %(default)s)")
-    train.add_argument("--depth", type=int, default=2, help="hidden layers (default: %(default)s)")
-    train.add_argument("--crop", type=int, default=40, help="side of the crops (default: %(default)s)")
+    train.add_argument(
+        "--width", type=int, default=32, help="hidden units of a layer (default: %(default)s)"
+    )
+    train.add_argument(
+        "--patch-size",
+        type=int,
+        help="of a clique without convolutions (default: convolutions over patches of 15)",
+    )
+    train.add_argument("--crop", type=int, default=64, help="side of the crops (default: %(default)s)")
     train.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     train.add_argument(
         "--mixed-precision", action="store_true", help="bfloat16 products: faster where supported"
@@ -269,12 +277,12 @@ def _train(options: argparse.Namespace) -> int:
     check_destination(options.output)
     first = read_image(image_files(options.folder)[0]).pixels
     torch.manual_seed(options.seed)
-    network = PatchEnergy(
-        options.patch_size,
-        channels=1 if first.ndim == 2 else first.shape[2],
-        width=options.width,
-        depth=options.depth,
-    )
+    channels = 1 if first.ndim == 2 else first.shape[2]
+    network: PatchEnergy | ConvEnergy
+    if options.patch_size is None:
+        network = ConvEnergy((5, 3, 3), (1, 2, 3), channels, options.width)
+    else:
+        network = PatchEnergy(options.patch_size, channels, options.width)
     prior = PatchPrior(network.to(find_device(options.device)))
     images = training_images(options.folder, channels=network.channels, smallest=options.crop)
     if options.sigmas is None:
@@ -292,8 +300,13 @@ def _train(options: argparse.Namespace) -> int:
         images,
         sigmas=tuple(options.sigmas),
         crop=options.crop,
+        boundary="symmetric",
         steps=options.steps,
         minutes=options.minutes,
+        batch_size=BATCH,
+        learning_rate=LEARNING_RATE,
+        warmup=WARMUP,
+        optimizer="soap",
         mixed_precision=options.mixed_precision,
         generator=torch.Generator().manual_seed(options.seed),
         checkpoint=checkpoint,

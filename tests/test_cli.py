@@ -85,21 +85,29 @@ def test_a_folder_is_denoised_image_by_image(
     assert "1 of 3 images could not be denoised" in error
 
 
+@pytest.mark.parametrize(
+    ("option", "clique"),
+    [
+        # 5 x 5 patches in two groups of eight: 2 x 25 + 2 x 2 x 8 weights, 2 + 2 biases, 2 to read out.
+        ("--patch-size 5", "PatchEnergy: 88 parameters"),
+        # Three layers of two groups: 2 x 25 + 2 (2 x 16 x 9) weights, 3 x 2 biases, 2 to read out.
+        ("", "ConvEnergy: 634 parameters"),
+    ],
+)
 def test_training_from_a_folder_and_what_info_tells(
-    noisy: np.ndarray, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    option: str, clique: str, noisy: np.ndarray, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
     for name, image in (("a.png", noisy), ("b.png", noisy[::-1])):
         Image.fromarray(image).save(folder / name)
     output = tmp_path / "mine.safetensors"
-    command = f"train {folder} -o {output} --steps 3 --patch-size 5 --width 16 --crop 16"
+    command = f"train {folder} -o {output} --steps 3 {option} --width 16 --crop 16"
     assert main(command.split()) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "mine.safetensors"]
     assert main(["info", str(output)]) == 0
     told = capfd.readouterr().out
-    # 5 x 5 patches in two groups of eight: 2 x 25 + 2 x 2 x 8 weights, 2 + 2 biases, 2 to read out.
-    assert "PatchEnergy: 88 parameters" in told
+    assert clique in told
     low, high = np.quantile(np.concatenate([noisy.ravel()] * 2), [0.001, 0.999])
     levels = re.search(r"noise levels ([\d.]+) to ([\d.]+)", told)
     assert levels is not None
