@@ -110,7 +110,12 @@ def test_untrained_it_is_the_wiener_filter_of_white_pixels(kind, normal, error):
     prior = untrained(kind, data_mean=0.4, data_std=0.3)
     wiener = 0.4 + 0.3**2 / (0.3**2 + 0.5**2) * (x - 0.4)
     assert error(prior.denoise(x, 0.5), wiener) < 1e-10
-    assert error(untrained(kind, invariant=True).denoise(x, 0.5), x) < 1e-10
+    m = x.mean((1, 2, 3), keepdim=True)
+    power = (x - m).square().mean((1, 2, 3), keepdim=True)
+    # More noise than there is variance: d = sigma / 10.
+    for sigma, clean in ((0.5, power - 0.25), (5.0, 0.25)):
+        wiener = m + clean / (clean + sigma**2) * (x - m)
+        assert error(untrained(kind, invariant=True).denoise(x, sigma), wiener) < 1e-10
 
 
 @pytest.mark.parametrize("gain", [1e-3, 5.0])

@@ -5,10 +5,10 @@ With m and d the mean and the standard deviation of the training pixels, and c^2
     s(x, sigma) = -(x - m) / c^2 + d / (sigma c) F((x - m) / c; log(sigma / d) / 4)
 
 which is the preconditioning of Karras et al. in terms of the score: F = 0 is the exact score of white
-Gaussian pixels, and for sigma << d, F is minus the noise over sigma, as in a DDPM. Made invariant to
-gain and brightness, as cliques of patches are, it sees the image in units of the noise and nothing else:
+Gaussian pixels, and for sigma << d, F is minus the noise over sigma, as in a DDPM. Invariance to gain
+and brightness is exact, as cliques of patches have it, where m and d are those of the image itself:
 
-    s(x, sigma) = F((x - mean(x)) / sigma; 0) / sigma
+    m = mean(x),    d^2 = max(var(x) - sigma^2, (sigma / 10)^2)
 
 F is a stack of convolutions or a U-Net, both of residual blocks. A DDPM is the U-Net with
 ``noise_level="film"``, its estimates drawn by :func:`~patchscore.evaluation.baselines.mean_of_samples`.
@@ -38,6 +38,7 @@ from patchscore.storage import load_tensors, save_tensors
 
 KIND = "patchscore whole-image prior"
 FREQUENCIES = 4
+LEAST_SPREAD = 0.1  # of an image that is taken to be invariant to gain, over sigma
 NoiseLevel = Literal["channel", "film"]
 
 
@@ -166,8 +167,9 @@ class WholeImagePrior(nn.Module):
     data_mean, data_std
         m and d, of the pixels that it is trained on: :meth:`for_images` measures them.
     invariant
-        Whether denoise(a x + c, a sigma) = a denoise(x, sigma) + c, exactly. Without it (the default)
-        images have to come in the unit, the contrast and the brightness of the training images.
+        Whether m and d are those of every image instead, so that
+        denoise(a x + c, a sigma) = a denoise(x, sigma) + c, exactly. Without it (the default) images
+        have to come in the unit, the contrast and the brightness of the training images.
     card
         What it was trained on and how.
 
@@ -218,12 +220,10 @@ class WholeImagePrior(nn.Module):
         Raises :class:`InputError` for a wrong shape, dtype or noise level.
         """
         sigma = check_images(x, sigma, self.network)[:, None, None, None]
-        if self.invariant:
-            u = (x - x.mean((1, 2, 3), keepdim=True)) / sigma
-            return self._seen(u, torch.zeros_like(sigma)) / sigma
-        c = (sigma**2 + self.data_std**2).sqrt()
-        u = (x - self.data_mean) / c
-        return (self._seen(u, (sigma / self.data_std).log() / 4) * self.data_std / sigma - u) / c
+        m, d = self._mean_and_spread(x, sigma)
+        c = (sigma**2 + d**2).sqrt()
+        u = (x - m) / c
+        return (self.network.forward(u, (sigma / d).log().flatten() / 4) * d / sigma - u) / c
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """The one-step posterior mean E[clean | x], x + sigma^2 s(x, sigma): (B, C, H, W)."""
@@ -287,8 +287,11 @@ class WholeImagePrior(nn.Module):
                 "written by this version of patchscore."
             ) from error
 
-    def _seen(self, u: Tensor, level: Tensor) -> Tensor:
-        return self.network.forward(u, level.flatten())
+    def _mean_and_spread(self, x: Tensor, sigma: Tensor) -> tuple[float | Tensor, float | Tensor]:
+        if not self.invariant:
+            return self.data_mean, self.data_std
+        variance, m = torch.var_mean(x, (1, 2, 3), correction=0, keepdim=True)
+        return m, (variance - sigma**2).clamp_min((LEAST_SPREAD * sigma) ** 2).sqrt()
 
 
 class _Block(nn.Module):
