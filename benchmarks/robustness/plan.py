@@ -172,10 +172,7 @@ def _conditions(study: str, size: Size) -> Iterator[Condition]:
             networks = [*own, *_networks(PHOTOGRAPHS, (size.learned,))]
             networks = [c for c in networks if SAMPLES.get(c.estimate, 1) == 1]  # many samples are dear
             if study == "gain":
-                networks += [
-                    Contender(name, ONE_STEP, PHOTOGRAPHS, size.learned)
-                    for name in (NO_INVARIANCE, INVARIANT_UNET)
-                ]
+                networks.append(Contender(NO_INVARIANCE, ONE_STEP, PHOTOGRAPHS, size.learned))
             for shift in (REFERENCE, *SHIFTS[study]):
                 test_set = PAIRS if shift == REAL else size.references[0]
                 yield PHOTOGRAPHS, shift, test_set, (size.sigma,), networks
@@ -192,6 +189,7 @@ def _networks(train_set: str, counts: Sequence[int]) -> list[Contender]:
             (PATCH_PRIOR, ONE_STEP),
             (CNN, ONE_STEP),
             (UNET, ONE_STEP),
+            (INVARIANT_UNET, ONE_STEP),
             *((DDPM, estimate) for estimate in (ONE_STEP, *SAMPLES)),
         )
     ]
