@@ -95,7 +95,7 @@ FULL = Size(
     learned=100,
     references=("bsd68", "set12"),
     minutes=1.2,
-    adaptation=60,
+    adaptation=30,
 )
 QUICK = Size(
     images=4,
