@@ -120,7 +120,7 @@ def _training(name: str, rows: Sequence[Row]) -> Training:
 
 
 def _with_one_level(rows: Sequence[Row]) -> list[Row]:
-    """Real pairs, whose level is estimated image by image, at the level of the rest of their study."""
+    """Real pairs, whose level is estimated, at the level of the rest of their study."""
     levels = {
         study: Counter(row.sigma for row in rows if row.study == study and row.shift != REAL)
         for study in {row.study for row in rows if row.shift == REAL}
