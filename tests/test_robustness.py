@@ -523,6 +523,25 @@ def test_a_choice_is_made_once(tmp_path) -> None:
     assert tried == [1.0, 2.0, 4.0]
 
 
+def test_a_training_that_diverges_is_repeated_at_half_the_rate(settings, monkeypatch) -> None:
+    rates = []
+
+    def diverging(lesson, images, rate):
+        rates.append(rate)
+        reached = 20.0 if lesson.effort.steps == 1 else 10.0 if rate > 1.5e-3 else 30.0
+        return training.trained(lesson, images.learn, rate), reached
+
+    monkeypatch.setattr(training, "attempt", diverging)
+    settings.weights.mkdir()
+    lesson = training.Lesson(training.CNN, "bsd400", 4, 0, training.Effort(1.0, steps=10))
+    monkeypatch.setattr(training, "RATES", (4e-3,))
+    budget = training.learn(lesson, settings.weights)
+    assert rates == [4e-3, 4e-3, 2e-3, 1e-3]
+    assert budget.tuned.startswith("learning rate 0.001; 0.004 was the best of 1")
+    assert training.learn(lesson, settings.weights) == budget
+    assert len(rates) == 4
+
+
 def test_the_command_prints_its_tables_and_writes_a_report(tmp_path, monkeypatch, capsys) -> None:
     from benchmarks.__main__ import main
     from benchmarks.robustness import command

@@ -5,8 +5,9 @@
 All see images in units of a tenth of the data range, so that noise is of the order of one, and learn by
 :func:`patchscore.fit` from the same crops and noise levels. The learning rate is the one setting that is
 tuned, for every training anew: the best of three candidates by the PSNR on images of the training part
-that are not learned from, after a tenth of the training each. As many candidates are what every other
-method gets (:mod:`benchmarks.robustness.contenders`).
+that are not learned from, after a tenth of the training each; it is halved if the whole training then
+ends below that, as a training that diverged would say nothing of a method. As many candidates are what
+every other method gets (:mod:`benchmarks.robustness.contenders`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,13 @@ import torch
 
 import patchscore as ps
 from benchmarks.quality import add_noise, prior_digest
-from benchmarks.robustness.sets import PHANTOMS, data_range, middle, training_images
+from benchmarks.robustness.sets import (
+    PHANTOMS,
+    TrainingImages,
+    data_range,
+    middle,
+    training_images,
+)
 from benchmarks.robustness.table import Budget
 from benchmarks.speed import machine
 from patchscore.errors import InputError
@@ -42,6 +49,7 @@ PATCH_PRIOR, CNN, UNET, DDPM = "patch prior", "CNN", "U-Net", "DDPM"
 NO_INVARIANCE, INVARIANT_UNET = "patch prior, no invariance", "U-Net, invariant"
 RATES = 1e-3, 2e-3, 4e-3
 SHARE_OF_A_TRIAL = 0.1
+MOST_TRAININGS = 4
 NETWORK_RANGE = 10.0  # what the data range is for the networks
 LEVELS = 0.02, 2.4  # of training, in that unit; samples end at a 25th of their first level
 CROP, BATCH = 32, 8
@@ -101,13 +109,20 @@ def choose(path: Path, candidates: Sequence[float], quality: Callable[[float], f
 def learn(lesson: Lesson, folder: Path) -> Budget:
     """Train a network into the folder, unless it is there.
 
-    A training that is killed is begun again; its learning rate is kept.
+    A training that ends worse than its trial began has diverged: it is done again at half the rate. One
+    that is killed is begun again; its learning rate is kept.
     """
     path = lesson.path(folder)
-    rate = choose_rate(lesson, folder)
+    choice = choose_rate(lesson, folder)
     if not path.exists():
         images = training_images(lesson.train_set, count=lesson.images, seed=lesson.seed)
-        trained(lesson, images.learn, rate.value).save(path)
+        for halvings in range(MOST_TRAININGS):
+            found, reached = attempt(lesson, images, choice.value / 2**halvings)
+            if reached >= max(choice.qualities):
+                break
+        if found is None:
+            raise InputError(f"the training of {lesson.network} on {lesson.train_set} always diverged.")
+        found.save(path)
     prior = load(lesson, folder)
     training: dict[str, Any] = prior.card["training"]
     return Budget(
@@ -117,8 +132,9 @@ def learn(lesson: Lesson, folder: Path) -> Budget:
         sum(parameter.numel() for parameter in prior.network.parameters()),
         float(training["seconds"]),
         int(training["steps"]),
-        f"learning rate {rate.value:g}, the best of {len(rate.candidates)} by PSNR on held-out training "
-        f"images after {SHARE_OF_A_TRIAL:.0%} of a training each, {rate.seconds:.0f} s in all",
+        f"learning rate {training['learning_rate']:g}; {choice.value:g} was the best of "
+        f"{len(choice.candidates)} by PSNR on held-out training images after {SHARE_OF_A_TRIAL:.0%} of "
+        f"a training each, {choice.seconds:.0f} s in all, and is halved if the training diverges",
         machine().processor,
     )
 
@@ -130,24 +146,33 @@ def choose_rate(lesson: Lesson, folder: Path) -> Choice:
         SHARE_OF_A_TRIAL * lesson.effort.minutes,
         lesson.effort.steps and max(1, round(SHARE_OF_A_TRIAL * lesson.effort.steps)),
     )
-    sigma = 0.5 if lesson.train_set in PHANTOMS else 25.0
 
-    def quality(rate: float) -> float:
-        try:
-            estimate = one_step(trained(lesson._replace(effort=effort), images.learn, rate))
-        except InputError:  # the loss was no longer finite
-            return -math.inf
-        scale = scale_of(lesson)
-        values = []
-        for number, image in enumerate(images.choose):
-            clean = middle(image, HELD_OUT_SIDE)
-            noisy = add_noise(clean, sigma, seed=lesson.seed, number=number)
-            found = estimate(scale * noisy, scale * sigma) / scale
-            values.append(psnr(clean, found, data_range=data_range(lesson.train_set)))
-        return float(np.mean(values))
-
+    short = lesson._replace(effort=effort)
     weights = lesson.path(folder)
-    return choose(weights.with_name(f"{weights.stem}-rate.json"), RATES, quality)
+    file = weights.with_name(f"{weights.stem}-rate.json")
+    return choose(file, RATES, lambda rate: attempt(short, images, rate)[1])
+
+
+def attempt(lesson: Lesson, images: TrainingImages, rate: float) -> tuple[Prior | None, float]:
+    """A trained network and its quality; None and minus infinity if the loss was no longer finite."""
+    try:
+        prior = trained(lesson, images.learn, rate)
+    except InputError:
+        return None, -math.inf
+    return prior, quality(prior, lesson, images.choose)
+
+
+def quality(prior: Prior, lesson: Lesson, images: Sequence[np.ndarray]) -> float:
+    """The mean PSNR on the middle of images that were not learned from, at one noise level."""
+    estimate, scale = one_step(prior), scale_of(lesson)
+    sigma = 0.5 if lesson.train_set in PHANTOMS else 25.0
+    values = []
+    for number, image in enumerate(images):
+        clean = middle(image, HELD_OUT_SIDE)
+        noisy = add_noise(clean, sigma, seed=lesson.seed, number=number)
+        found = estimate(scale * noisy, scale * sigma) / scale
+        values.append(psnr(clean, found, data_range=data_range(lesson.train_set)))
+    return float(np.mean(values))
 
 
 def trained(lesson: Lesson, images: Sequence[np.ndarray], rate: float) -> Prior:
