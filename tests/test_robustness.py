@@ -559,6 +559,12 @@ def test_the_command_prints_its_tables_and_writes_a_report(tmp_path, monkeypatch
     assert "rotated 90" in (tmp_path / "x.md").read_text(encoding="utf-8")
     assert main(["robustness", "--tables", "--out", str(out)]) == 0
     assert capsys.readouterr().out == printed
+    part = tmp_path / "part.csv"
+    some = ["--test-sets", "bsd68", "--methods", training.PATCH_PRIOR, "wavelets", "--side", "24"]
+    assert main(["robustness", *options.replace(str(out), str(part)).split(), *some]) == 0
+    assert {one.method for one in table.read_rows(part)} == {training.PATCH_PRIOR, "wavelets"}
+    assert main(["robustness", *options.split(), "--methods", "TV"]) == 2
+    assert "The test sets are bsd68; the methods are CNN, DDPM" in capsys.readouterr().err
     lost = summary.drops(table.read_rows(out))
     turned = [
         drop.drop

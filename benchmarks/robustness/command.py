@@ -16,7 +16,7 @@ from benchmarks.robustness.run import Workers, picture, run
 from benchmarks.robustness.sets import data_range
 from benchmarks.robustness.summary import Difference
 from benchmarks.robustness.table import STUDIES, Row, budget_path, read_budgets, read_rows
-from benchmarks.robustness.training import CNN, Effort
+from benchmarks.robustness.training import CNN, PATCH_PRIOR, Effort
 from patchscore.errors import InputError
 from patchscore.storage import replacing
 
@@ -33,6 +33,22 @@ def add_arguments(parser: argparse.ArgumentParser, results: Path) -> None:
         default=STUDIES,
         metavar="STUDY",
         help=f"some of: {', '.join(STUDIES)} (default: all)",
+    )
+    parser.add_argument(
+        "--test-sets", nargs="+", metavar="SET", help="measure on some of the test sets only"
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="METHOD",
+        help=f"measure some of the methods only, by their names in the tables; {PATCH_PRIOR!r} must be "
+        "among them",
+    )
+    parser.add_argument(
+        "--side",
+        type=int,
+        help=f"of the middle that is cut from larger images, in pixels (default: {FULL.side}; "
+        f"{QUICK.side} with --quick)",
     )
     parser.add_argument(
         "--weights",
@@ -85,7 +101,20 @@ def main(options: argparse.Namespace) -> int:
     settings = Settings(
         options.weights.resolve(), effort, options.mixture, size.adaptation, options.seed
     )
-    todo = tasks(size, options.studies, mixture=options.mixture, seed=options.seed)
+    size = size._replace(side=options.side or size.side)
+    planned = tasks(size, options.studies, mixture=options.mixture, seed=options.seed)
+    todo = [
+        task
+        for task in planned
+        if task.test_set in (options.test_sets or [task.test_set])
+        and task.contender.method in (options.methods or [task.contender.method])
+    ]
+    if PATCH_PRIOR not in {task.contender.method for task in todo}:
+        raise InputError(
+            f"with these options nothing is left of {PATCH_PRIOR!r}, and all others are compared with it. "
+            f"The test sets are {', '.join(sorted({task.test_set for task in planned}))}; the methods "
+            f"are {', '.join(sorted({task.contender.method for task in planned}))}."
+        )
     rows = run(todo, settings, Workers(options.processes, options.scheduler), out)
 
     print(tables(rows))
