@@ -111,7 +111,7 @@ def main(options: argparse.Namespace) -> int:
     ]
     if PATCH_PRIOR not in {task.contender.method for task in todo}:
         raise InputError(
-            f"with these options nothing is left of {PATCH_PRIOR!r}, and all others are compared with it. "
+            f"with these options nothing is left of {PATCH_PRIOR!r}, which is what others stand beside. "
             f"The test sets are {', '.join(sorted({task.test_set for task in planned}))}; the methods "
             f"are {', '.join(sorted({task.contender.method for task in planned}))}."
         )
