@@ -239,7 +239,9 @@ def test_gain_and_offset_cost_the_invariant_prior_nothing(settings) -> None:
     contender = contenders.Contender(contenders.BUNDLED, contenders.ONE_STEP, "bsd400", 360)
     settings.weights.mkdir()
     found = {
-        shift: run.measure((plan.Task("gain", shift, "bsd68", 25.0, contender, 2, 48, 0), []), settings)
+        shift: run.measure(
+            (plan.Task("gain", shift, "bsd68", 25.0, contender, 2, 2, 48, 0), []), settings
+        )
         for shift in ("none", *shifts.GAIN_SHIFTS)
     }
     rows = [one for several in found.values() for one in several]
@@ -260,6 +262,20 @@ def test_the_adapted_prior_is_the_bundled_one_after_its_steps(settings) -> None:
     assert len(report.checks) == 1
     expected = ps.denoise(noisy, 25.0, prior=prior)
     np.testing.assert_array_equal(denoiser.run(noisy, 25.0, noisy), expected)
+
+
+def test_slow_methods_see_the_noisy_images_that_others_see() -> None:
+    task = plan.Task("gain", "gain 2", "bsd68", 25.0, plan.BUNDLED_PRIORS[0], 12, 12, 24, 0)
+    others = {case.image: case.problem.noisy for case in run.cases(task)}
+    slow = run.cases(task._replace(images=5))
+    assert [case.image for case in slow] == ["00", "02", "04", "07", "09"]
+    for case in slow:
+        np.testing.assert_array_equal(case.problem.noisy, others[case.image])
+    for size in (plan.FULL, plan.QUICK):
+        for task in plan.tasks(size, table.STUDIES, mixture=None, seed=0):
+            most = size.phantoms if task.test_set in sets.PHANTOMS else size.images
+            assert task.among == most
+            assert task.images == (size.slow if task.contender.is_slow else most)
 
 
 def test_every_task_is_there_once_and_every_shift_has_a_reference() -> None:

@@ -116,7 +116,11 @@ QUICK = Size(
 
 
 class Task(NamedTuple):
-    """One contender on the first images of a set under one shift at one noise level."""
+    """One contender on some images of a set under one shift at one noise level.
+
+    A slow contender is measured on ``images`` of the ``among`` that others are measured on, with the
+    same noise.
+    """
 
     study: str
     shift: str
@@ -124,6 +128,7 @@ class Task(NamedTuple):
     sigma: float
     contender: Contender
     images: int
+    among: int
     side: int
     seed: int
 
@@ -131,13 +136,13 @@ class Task(NamedTuple):
 def tasks(size: Size, studies: Sequence[str], *, mixture: Path | None, seed: int) -> list[Task]:
     """All tasks of these studies, once each."""
     found = [
-        Task(
-            study, shift, test_set, sigma, contender, _images(contender, test_set, size), size.side, seed
-        )
+        Task(study, shift, test_set, sigma, contender, min(most, among), among, size.side, seed)
         for study in studies
         for train_set, shift, test_set, sigmas, networks in _conditions(study, size)
         for sigma in sigmas
+        for among in [size.phantoms if test_set in PHANTOMS else size.images]
         for contender in (*_classical(train_set, test_set, mixture), *networks)
+        for most in [size.slow if contender.is_slow else among]
         if not contender.is_slow or sigma in (size.sigma, *size.phantom_sigmas)
     ]
     return list(dict.fromkeys(found))
@@ -207,9 +212,3 @@ def _classical(train_set: str, test_set: str, mixture: Path | None) -> list[Cont
     if mixture is not None and test_set not in PHANTOMS:
         contenders.append(Contender(EPLL, "mode"))
     return contenders
-
-
-def _images(contender: Contender, test_set: str, size: Size) -> int:
-    if contender.is_slow:
-        return size.slow
-    return size.phantoms if test_set in PHANTOMS else size.images

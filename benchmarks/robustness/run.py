@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from benchmarks.robustness.contenders import ONE_STEP, TUNED, Contender, Settings, ready, tuning_budget
 from benchmarks.robustness.plan import Task
-from benchmarks.robustness.sets import data_range, real_pairs, test_images
+from benchmarks.robustness.sets import data_range, real_pairs, spaced, test_images
 from benchmarks.robustness.shifts import REAL, Problem, shifted
 from benchmarks.robustness.table import (
     Budget,
@@ -147,20 +147,23 @@ def measure(job: tuple[Task, list[Row]], settings: Settings) -> list[Row]:
     return rows
 
 
-def cases(task: Task) -> Iterator[Case]:
+def cases(task: Task) -> list[Case]:
     """The images of a task with their noise."""
     if task.shift == REAL:
-        pairs = real_pairs(task.test_set, count=task.images, side=task.side)
+        pairs = real_pairs(task.test_set, count=task.among, side=task.side)
         # Nobody knows the level; it is one for the set, as the scans are of one scanner.
         sigma = round(float(np.median([estimated_sigma(noisy) for _, _, noisy in pairs])), 1)
-        for name, clean, noisy in pairs:
-            yield Case(name, sigma, Problem(clean, noisy, sigma))
-        return
-    images = test_images(task.test_set, count=task.images, side=task.side, seed=task.seed)
-    scale = data_range(task.test_set)
-    for number, (name, clean) in enumerate(images):
-        problem = shifted(task.shift, clean, task.sigma, data_range=scale, seed=task.seed, number=number)
-        yield Case(name, task.sigma, problem)
+        found = [Case(name, sigma, Problem(clean, noisy, sigma)) for name, clean, noisy in pairs]
+    else:
+        images = test_images(task.test_set, count=task.among, side=task.side, seed=task.seed)
+        problem = partial(
+            shifted, task.shift, sigma=task.sigma, data_range=data_range(task.test_set), seed=task.seed
+        )
+        found = [
+            Case(name, task.sigma, problem(clean, number=number))
+            for number, (name, clean) in enumerate(images)
+        ]
+    return spaced(found, task.images)
 
 
 def picture(row: Row, tasks: Iterable[Task], settings: Settings) -> Pictures:

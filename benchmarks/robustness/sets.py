@@ -57,7 +57,7 @@ def test_images(set_name: str, *, count: int, side: int, seed: int) -> list[Name
         return [
             NamedImage(f"{n:04d}", x) for n, x in enumerate(_phantoms(set_name, count, "test", seed))
         ]
-    return [NamedImage(name, middle(pixels, side)) for name, pixels in _spaced(_files(set_name), count)]
+    return [NamedImage(name, middle(pixels, side)) for name, pixels in spaced(_files(set_name), count)]
 
 
 def training_images(set_name: str, *, count: int, seed: int) -> TrainingImages:
@@ -78,7 +78,7 @@ def training_images(set_name: str, *, count: int, seed: int) -> TrainingImages:
             f"{count} training images of {set_name} are asked for, and it has {len(learn)} (and "
             f"{len(files) - len(learn)} held out for choosing settings); ask for fewer."
         )
-    return TrainingImages(_spaced(learn, count), files[::HELD_OUT_EVERY][:8])
+    return TrainingImages(spaced(learn, count), files[::HELD_OUT_EVERY][:8])
 
 
 def real_pairs(set_name: str, *, count: int, side: int) -> list[tuple[str, np.ndarray, np.ndarray]]:
@@ -87,7 +87,7 @@ def real_pairs(set_name: str, *, count: int, side: int) -> list[tuple[str, np.nd
     names = [name.removesuffix("_clean") for name in files if name.endswith("_clean")]
     return [
         (name, middle(files[f"{name}_clean"], side), middle(files[f"{name}_noisy"], side))
-        for name in _spaced(names, count)
+        for name in spaced(names, count)
     ]
 
 
@@ -137,7 +137,7 @@ def _gray(path: Path) -> np.ndarray:
     return pixels.astype(np.float64)
 
 
-def _spaced(items: Sequence[Item], count: int) -> list[Item]:
+def spaced(items: Sequence[Item], count: int) -> list[Item]:
     """At most ``count`` items, evenly spaced, with the first."""
     chosen = np.linspace(0, len(items), min(count, len(items)), endpoint=False).astype(int)
     return [items[number] for number in chosen]
