@@ -308,6 +308,15 @@ def case(name):
             told, words = 12.5, "more noise than sigma says"
         case "sigma a little too high":
             told = 28.5
+        case "sigma a fifth too low":
+            told, words = 20.0, "more noise than sigma says"
+        case "photon noise":
+            words = "depends on the signal"
+            scale = 25.0**2 / clean.mean()
+            y = scale * torch.poisson(clean / scale, generator=seeded(0))
+        case "speckle":
+            words = "depends on the signal"
+            y = clean + 25.0 * clean / clean.square().mean().sqrt() * (y - clean) / 25.0
         case "clipped":
             told, words = 50.0, "seems clipped"
             clean, y = photograph(50.0)
@@ -329,6 +338,9 @@ def case(name):
         "sigma too high",
         "sigma too low",
         "sigma a little too high",
+        "sigma a fifth too low",
+        "photon noise",
+        "speckle",
         "clipped",
         "small",
         "tiny",

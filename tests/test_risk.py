@@ -182,6 +182,32 @@ def test_the_residual_is_what_the_spectrum_says(kind, z_score):
         assert (residual - told)[0, 1] > 0.1
 
 
+def test_bright_over_dark_is_the_ratio_of_the_variances(linear, truth, z_score):
+    """Of known levels: half of the image is bright, with three times the noise, and J is 1/2 there."""
+    level = torch.zeros(1, 1, 32, 32, dtype=torch.float64)
+    level[..., 16:] = 1
+    slope = level / 2
+    ratios = []
+    for seed in range(200):
+        z = torch.randn(level.shape, dtype=level.dtype, generator=seeded(seed))
+        noise = torch.where(level > 0, math.sqrt(3 * 0.5), 1.0) * z
+        probes = random_signs(2, level, seeded(seed))
+        estimate = level + 1e-6 * z  # without ties
+        response = Response(estimate, slope * probes)
+        look = look_at_residual(response, estimate + SIGMA * noise, SIGMA, probes)
+        ratios.append(look.bright_over_dark)
+    # The mean of a ratio of two means of 256 squares: 3 (1 + 2 / 256), by its dark half.
+    assert z_score(ratios, 3 * 256 / 254) < Z
+    # A mirrored image has its darkest place where the other has its brightest one.
+    y = truth + torch.randn(truth.shape, dtype=truth.dtype, generator=seeded(0))
+    probes = random_signs(2, y, seeded(1))
+    one, other = (
+        look_at_residual(answer(linear[0], sign * y, probes), sign * y, SIGMA, probes)
+        for sign in (1, -1)
+    )
+    assert one.bright_over_dark * other.bright_over_dark == pytest.approx(1, abs=1e-10)
+
+
 def test_clipped_pixels_are_counted(linear, truth):
     y = truth.clone()
     y[0, 0, :3, :4] = y.max() + 1
