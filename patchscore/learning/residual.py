@@ -115,7 +115,7 @@ def suspicions(residuals: Sequence[Residual]) -> tuple[tuple[str, ...], str | No
         if not darkest < residual.bright_over_dark < brightest:
             warnings.append(
                 f"{name}the residual has {residual.bright_over_dark:.2f} times the variance in bright "
-                "places that it has in dark ones: the noise depends on the signal, as photons and speckle do"
+                "places that it has in dark ones: the noise depends on the signal, as speckle does"
             )
             obstacle = "the noise seems to depend on the signal, so the risk cannot be estimated"
         if not low < residual.variance < high:
