@@ -265,7 +265,7 @@ def test_the_adapted_prior_is_the_bundled_one_after_its_steps(settings) -> None:
 
 
 def test_slow_methods_see_the_noisy_images_that_others_see() -> None:
-    task = plan.Task("gain", "gain 2", "bsd68", 25.0, plan.BUNDLED_PRIORS[0], 12, 12, 24, 0)
+    task = plan.Task("gain", "gain 2", "bsd68", 25.0, plan.BUNDLED_PRIOR, 12, 12, 24, 0)
     others = {case.image: case.problem.noisy for case in run.cases(task)}
     slow = run.cases(task._replace(images=5))
     assert [case.image for case in slow] == ["00", "02", "04", "07", "09"]

@@ -160,22 +160,23 @@ def _conditions(study: str, size: Size) -> Iterator[Condition]:
                 yield train_set, REFERENCE, train_set, size.phantom_sigmas, networks
                 yield train_set, f"{train_set} to {other}", other, size.phantom_sigmas, networks
         case "content":
-            networks = [*BUNDLED_PRIORS, *_networks(PHOTOGRAPHS, size.photograph_counts)]
+            networks = [BUNDLED_PRIOR, *_networks(PHOTOGRAPHS, size.photograph_counts)]
             for test_set in (*size.references, *OTHER_SETS):
                 inside = test_set in size.references
                 shift = REFERENCE if inside else test_set.removesuffix("/test")
                 yield PHOTOGRAPHS, shift, test_set, size.sigmas, networks
         case "scanner":
             for train_set, (same, others) in SCANNERS.items():
-                networks = [BUNDLED_PRIORS[0], *_networks(train_set, size.scanner_counts[train_set])]
+                networks = [BUNDLED_PRIOR, *_networks(train_set, size.scanner_counts[train_set])]
                 yield train_set, REFERENCE, same, size.sigmas, networks
                 for other in others:
                     shift = f"{train_set} to {other}".replace("/train", "").replace("/test", "")
                     yield train_set, shift, other, size.sigmas, networks
         case _:
-            own = BUNDLED_PRIORS if study == "noise" else BUNDLED_PRIORS[:1]
-            networks = [*own, *_networks(PHOTOGRAPHS, (size.learned,))]
+            networks = [BUNDLED_PRIOR, *_networks(PHOTOGRAPHS, (size.learned,))]
             networks = [c for c in networks if SAMPLES.get(c.estimate, 1) == 1]  # many samples are dear
+            if study == "noise":  # under another content: benchmarks.adaptation, on larger images
+                networks.append(BUNDLED_PRIOR._replace(method=ADAPTED))
             if study == "gain":
                 networks.append(Contender(NO_INVARIANCE, ONE_STEP, PHOTOGRAPHS, size.learned))
             for shift in (REFERENCE, *SHIFTS[study]):
@@ -183,7 +184,7 @@ def _conditions(study: str, size: Size) -> Iterator[Condition]:
                 yield PHOTOGRAPHS, shift, test_set, (size.sigma,), networks
 
 
-BUNDLED_PRIORS = [Contender(name, ONE_STEP, PHOTOGRAPHS, BUNDLED_IMAGES) for name in (BUNDLED, ADAPTED)]
+BUNDLED_PRIOR = Contender(BUNDLED, ONE_STEP, PHOTOGRAPHS, BUNDLED_IMAGES)
 
 
 def _networks(train_set: str, counts: Sequence[int]) -> list[Contender]:
