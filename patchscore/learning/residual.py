@@ -28,8 +28,8 @@ from patchscore.learning.risk import Response
 VARIANCES = 0.87, 1.12
 BRIGHT_OVER_DARK = 0.75, 1.35
 CORRELATION = 0.1
-# Shares of clipped pixels that are worth a word, and that forbid to trust the risk.
-CLIPPED = 0.01, 0.05
+# The share of pixels at the ends of the range that forbids to trust the risk.
+CLIPPED = 0.01
 
 
 class Residual(NamedTuple):
@@ -95,11 +95,10 @@ def suspicions(residuals: Sequence[Residual]) -> tuple[tuple[str, ...], str | No
     low, high = VARIANCES
     for number, residual in enumerate(residuals):
         name = f"image {number}: " if len(residuals) > 1 else ""
-        if residual.clipped > CLIPPED[1]:
+        if residual.clipped > CLIPPED:
             obstacle = (
                 "the image is clipped, so the noise is not Gaussian and the risk cannot be estimated"
             )
-        if residual.clipped > CLIPPED[0]:
             warnings.append(
                 f"{name}{100 * residual.clipped:.0f} % of the pixels have the lowest or the highest "
                 "value: the image seems clipped, and clipped noise is not Gaussian"
