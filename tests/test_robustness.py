@@ -590,3 +590,12 @@ def test_the_command_prints_its_tables_and_writes_a_report(tmp_path, monkeypatch
     # Turns and flips are exact invariances; a row has four digits after the point.
     assert len(turned) == 2
     assert max(map(abs, turned)) <= 1.1e-4
+
+
+def test_the_readme_has_the_tables_of_the_committed_rows() -> None:
+    from benchmarks.robustness import command
+
+    rows = table.read_rows(ROOT / "benchmarks/results/robustness.csv")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    missing = [line for line in command.tables(rows).splitlines() if line not in readme]
+    assert missing in ([], ["Mean PSNR in dB, of the same images in every column:"])
