@@ -84,5 +84,7 @@ def estimated_sigma(array: np.ndarray, channel_axis: int | None = None) -> float
     from skimage.restoration import estimate_sigma
 
     values = array.astype(np.float64)
+    if values.min() == values.max():
+        return 0.0
     sigma = float(estimate_sigma(values, channel_axis=channel_axis, average_sigmas=True))
     return sigma if sigma > 10 * np.finfo(np.float64).eps * np.abs(values).max() else 0.0

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from skimage import data
 
 import patchscore as ps
 from patchscore.cli import main
@@ -220,34 +221,33 @@ def test_bad_uses_of_the_standard_deviation_are_refused(
 
 
 @pytest.fixture
-def weave() -> np.ndarray:
-    """A pattern that repeats, unlike a photograph, with noise."""
-    rows, columns = np.mgrid[:96, :96]
-    clean = 128 + 60 * np.sign(np.sin(rows * 0.9) * np.sin(columns * 0.7 + rows * 0.2))
+def wall() -> np.ndarray:
+    """A pattern that repeats, with noise."""
+    clean = data.brick()[:128, :128].astype(np.float64)
     return clean + SIGMA * np.random.default_rng(0).standard_normal(clean.shape)
 
 
 def test_adaptation_to_the_image_is_that_of_the_library(
-    weave: np.ndarray, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    wall: np.ndarray, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     source, target = tmp_path / "noisy.npy", tmp_path / "clean.npy"
-    np.save(source, weave)
+    np.save(source, wall)
     paths = [str(source), str(target)]
     options = ["--prior", "natural-gray-fast", "--sigma", str(SIGMA), "--adapt", "--seed", "3"]
     assert main(["denoise", *paths, *options]) == 0
     prior = ps.load_prior("natural-gray-fast", "cpu")
     generator = torch.Generator().manual_seed(3)
-    expected = ps.denoise(weave, SIGMA, prior=prior, adapt=True, generator=generator, progress=False)
+    expected = ps.denoise(wall, SIGMA, prior=prior, adapt=True, generator=generator, progress=False)
     np.testing.assert_array_equal(np.load(target), expected)
-    assert not np.array_equal(expected, ps.denoise(weave, SIGMA, prior=prior))
+    assert not np.array_equal(expected, ps.denoise(wall, SIGMA, prior=prior))
     assert "noisy.npy: adapted: the estimated error fell by" in capfd.readouterr().out
 
 
 def test_a_prior_for_a_folder_of_noisy_images_is_written_with_its_history(
-    weave: np.ndarray, tmp_path: Path
+    wall: np.ndarray, tmp_path: Path
 ) -> None:
     (tmp_path / "scans").mkdir()
-    for name, part in (("a", weave[:64]), ("b", weave[32:, :80])):
+    for name, part in (("a", wall[:64]), ("b", wall[32:, :80])):
         np.save(tmp_path / "scans" / f"{name}.npy", part)
     target = tmp_path / "scanner.safetensors"
     options = ["--prior", "natural-gray-fast", "--sigma", str(SIGMA)]

@@ -20,13 +20,17 @@ from typing import NamedTuple
 from torch import Tensor
 
 from patchscore.learning.risk import Response
+from patchscore.noise import estimated_sigma
 
 # A residual outside of these is not that of the noise that was given. With natural-gray, on crops of
 # 128 x 128 pixels of eight kinds of images, the variance is from 0.91 to 1.07 at the right level, from
-# 1.14 on at 0.8 of it, and up to 0.80 at 1.2; bright over dark is from 0.84 to 1.09 for white noise,
+# 1.14 on at 0.8 of it, and up to 0.80 at 1.2; bright over dark is from 0.81 to 1.09 for white noise,
 # from 1.5 on for Poisson's, from 2.1 on for speckle, and 0.54 to 0.58 for real scans of a retina.
-VARIANCES = 0.87, 1.12
-BRIGHT_OVER_DARK = 0.75, 1.35
+VARIANCES = 0.8, 1.25
+# Narrower, if the median of the finest wavelet coefficients says the same: a pattern that the prior does
+# not know can change the one as much as a wrong level does, but not the other.
+DOUBTED, WITNESS = (0.87, 1.12), (0.9, 1.1)
+BRIGHT_OVER_DARK = 0.62, 1.4
 CORRELATION = 0.1
 # The share of pixels at the ends of the range that forbids to trust the risk.
 CLIPPED = 0.01
@@ -45,12 +49,14 @@ class Residual(NamedTuple):
         The variance where the estimate is in its highest quarter, over that in its lowest; 1 if the
         noise does not depend on the signal.
     clipped : the share of pixels that have the lowest or the highest value of the image
+    witness : the noise level by wavelets (:func:`patchscore.noise.estimated_sigma`) over the one given
     """
 
     variance: float
     correlation: tuple[float, float]
     bright_over_dark: float
     clipped: float
+    witness: float
 
 
 def look_at_residual(response: Response, y: Tensor, sigma: float, probes: Tensor) -> Residual:
@@ -72,6 +78,7 @@ def look_at_residual(response: Response, y: Tensor, sigma: float, probes: Tensor
         (correlation[0], correlation[1]),
         _bright_over_dark(r, response, probes),
         float(extreme),
+        estimated_sigma(y[0].double().cpu().numpy(), 0) / sigma,
     )
 
 
@@ -117,11 +124,13 @@ def suspicions(residuals: Sequence[Residual]) -> tuple[tuple[str, ...], str | No
                 "places that it has in dark ones: the noise depends on the signal, as speckle does"
             )
             obstacle = "the noise seems to depend on the signal, so the risk cannot be estimated"
-        if not low < residual.variance < high:
-            more = "more" if residual.variance > 1 else "less"
+        less = residual.variance < DOUBTED[0] and residual.witness < WITNESS[0]
+        more = residual.variance > DOUBTED[1] and residual.witness > WITNESS[1]
+        if less or more or not low < residual.variance < high:
+            word = "more" if residual.variance > 1 else "less"
             warnings.append(
                 f"{name}the residual has {residual.variance:.2f} times the variance that is expected: "
-                f"there is {more} noise than sigma says, or the prior does not know such images"
+                f"there is {word} noise than sigma says, or the prior does not know such images"
             )
             obstacle = "the residual is not that of noise of this level, so the risk cannot be estimated"
     return tuple(warnings), obstacle
