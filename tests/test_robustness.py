@@ -579,6 +579,14 @@ def test_the_command_prints_its_tables_and_writes_a_report(tmp_path, monkeypatch
     some = ["--test-sets", "bsd68", "--methods", training.PATCH_PRIOR, "wavelets", "--side", "24"]
     assert main(["robustness", *options.replace(str(out), str(part)).split(), *some]) == 0
     assert {one.method for one in table.read_rows(part)} == {training.PATCH_PRIOR, "wavelets"}
+    few = ["--methods", training.PATCH_PRIOR, training.BUNDLED, "--training-images"]
+    counted = [*options.replace(str(out), str(tmp_path / "few.csv")).split(), *few]
+    assert main(["robustness", *counted, str(TINY.learned)]) == 0
+    measured = {(one.method, one.training_images) for one in table.read_rows(tmp_path / "few.csv")}
+    assert measured == {(training.PATCH_PRIOR, TINY.learned), (contenders.BUNDLED, plan.BUNDLED_IMAGES)}
+    capsys.readouterr()
+    assert main(["robustness", *counted, str(TINY.learned + 1)]) == 2
+    assert f"the numbers of training images are {TINY.learned}." in capsys.readouterr().err
     assert main(["robustness", *options.split(), "--methods", "TV"]) == 2
     assert "The test sets are bsd68; the methods are CNN, DDPM" in capsys.readouterr().err
     lost = summary.drops(table.read_rows(out))

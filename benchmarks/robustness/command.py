@@ -16,7 +16,7 @@ from benchmarks.robustness.run import Workers, picture, run
 from benchmarks.robustness.sets import data_range
 from benchmarks.robustness.summary import Difference
 from benchmarks.robustness.table import STUDIES, Row, budget_path, read_budgets, read_rows
-from benchmarks.robustness.training import CNN, PATCH_PRIOR, Effort
+from benchmarks.robustness.training import CNN, NETWORKS, PATCH_PRIOR, Effort
 from patchscore.errors import InputError
 from patchscore.storage import replacing
 
@@ -43,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser, results: Path) -> None:
         metavar="METHOD",
         help=f"measure some of the methods only, by their names in the tables; {PATCH_PRIOR!r} must be "
         "among them",
+    )
+    parser.add_argument(
+        "--training-images",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="measure those networks only that learn from so many images",
     )
     parser.add_argument(
         "--side",
@@ -108,12 +115,18 @@ def main(options: argparse.Namespace) -> int:
         for task in planned
         if task.test_set in (options.test_sets or [task.test_set])
         and task.contender.method in (options.methods or [task.contender.method])
+        and (
+            task.contender.method not in NETWORKS
+            or task.contender.images in (options.training_images or [task.contender.images])
+        )
     ]
+    counts = {task.contender.images for task in planned if task.contender.method == PATCH_PRIOR}
     if PATCH_PRIOR not in {task.contender.method for task in todo}:
         raise InputError(
             f"with these options nothing is left of {PATCH_PRIOR!r}, which is what others stand beside. "
             f"The test sets are {', '.join(sorted({task.test_set for task in planned}))}; the methods "
-            f"are {', '.join(sorted({task.contender.method for task in planned}))}."
+            f"are {', '.join(sorted({task.contender.method for task in planned}))}; the numbers of "
+            f"training images are {', '.join(map(str, sorted(counts)))}."
         )
     rows = run(todo, settings, Workers(options.processes, options.scheduler), out)
 

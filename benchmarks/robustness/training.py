@@ -47,6 +47,7 @@ Prior = ps.PatchPrior | WholeImagePrior
 
 PATCH_PRIOR, CNN, UNET, DDPM = "patch prior", "CNN", "U-Net", "DDPM"
 NO_INVARIANCE, INVARIANT_UNET = "patch prior, no invariance", "U-Net, invariant"
+NETWORKS = PATCH_PRIOR, NO_INVARIANCE, CNN, UNET, INVARIANT_UNET, DDPM
 RATES = 1e-3, 2e-3, 4e-3
 SHARE_OF_A_TRIAL = 0.1
 MOST_TRAININGS = 4
