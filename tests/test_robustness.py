@@ -579,7 +579,7 @@ def test_the_command_prints_its_tables_and_writes_a_report(tmp_path, monkeypatch
     some = ["--test-sets", "bsd68", "--methods", training.PATCH_PRIOR, "wavelets", "--side", "24"]
     assert main(["robustness", *options.replace(str(out), str(part)).split(), *some]) == 0
     assert {one.method for one in table.read_rows(part)} == {training.PATCH_PRIOR, "wavelets"}
-    few = ["--methods", training.PATCH_PRIOR, training.BUNDLED, "--training-images"]
+    few = ["--methods", training.PATCH_PRIOR, contenders.BUNDLED, "--training-images"]
     counted = [*options.replace(str(out), str(tmp_path / "few.csv")).split(), *few]
     assert main(["robustness", *counted, str(TINY.learned)]) == 0
     measured = {(one.method, one.training_images) for one in table.read_rows(tmp_path / "few.csv")}
