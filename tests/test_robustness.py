@@ -539,6 +539,17 @@ def test_a_choice_is_made_once(tmp_path) -> None:
     assert tried == [1.0, 2.0, 4.0]
 
 
+def test_a_wider_network_is_another_one(settings) -> None:
+    """With all hidden channels doubled, weights are about four times as many, in a file of their own."""
+    settings.weights.mkdir()
+    for network in training.NETWORKS:
+        lesson = training.Lesson(network, "bsd400", 4, 0, training.Effort(1.0, steps=1))
+        wide = lesson._replace(effort=lesson.effort._replace(width=2))
+        one, other = (training.learn(each, settings.weights) for each in (lesson, wide))
+        assert 1.8 < other.parameters / one.parameters < 4.1
+        assert wide.path(settings.weights) != lesson.path(settings.weights)
+
+
 def test_a_training_that_diverges_is_repeated_at_half_the_rate(settings, monkeypatch) -> None:
     rates = []
 

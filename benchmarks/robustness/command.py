@@ -18,6 +18,7 @@ from benchmarks.robustness.summary import Difference
 from benchmarks.robustness.table import STUDIES, Row, budget_path, read_budgets, read_rows
 from benchmarks.robustness.training import CNN, NETWORKS, PATCH_PRIOR, Effort
 from patchscore.errors import InputError
+from patchscore.priors.zoo import find_device
 from patchscore.storage import replacing
 
 
@@ -73,6 +74,18 @@ def add_arguments(parser: argparse.ArgumentParser, results: Path) -> None:
         "--steps", type=int, help="train for so many steps instead, the same on every machine"
     )
     parser.add_argument(
+        "--width",
+        type=int,
+        default=1,
+        metavar="TIMES",
+        help="give every network so many times its hidden channels (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        help="where networks learn and are measured; a GPU serves one process (default: %(default)s)",
+    )
+    parser.add_argument(
         "--mixture", type=Path, metavar="FILE", help="of EPLL, from python -m benchmarks.epll"
     )
     parser.add_argument("--seed", type=int, default=0, help="of everything (default: %(default)s)")
@@ -104,7 +117,8 @@ def main(options: argparse.Namespace) -> int:
         print(tables(read_rows(out)))
         return 0
     prepare_table(out)
-    effort = Effort(options.minutes or size.minutes, options.steps)
+    device = str(find_device(options.device))
+    effort = Effort(options.minutes or size.minutes, options.steps, options.width, device)
     settings = Settings(
         options.weights.resolve(), effort, options.mixture, size.adaptation, options.seed
     )

@@ -61,13 +61,23 @@ SHARES = {"disks": 1 / 3, "rectangles": 1 / 3, "mri_brain/train": 1 / 2, "ct_che
 
 
 class Effort(NamedTuple):
-    """How long a network learns: minutes on photographs, or steps on everything if they are given."""
+    """What is spent on a network.
+
+    Attributes
+    ----------
+    minutes, steps : of training on photographs; or steps on everything, if they are given
+    width : how many times as many hidden channels it has as by default
+    device : where it learns, and is measured
+    """
 
     minutes: float
     steps: int | None = None
+    width: int = 1
+    device: str = "cpu"
 
     def __str__(self) -> str:
-        return f"{self.minutes:g}-minutes" if self.steps is None else f"{self.steps}-steps"
+        length = f"{self.minutes:g}-minutes" if self.steps is None else f"{self.steps}-steps"
+        return f"{length}-width-{self.width}" if self.width > 1 else length
 
 
 class Lesson(NamedTuple):
@@ -143,11 +153,8 @@ def learn(lesson: Lesson, folder: Path) -> Budget:
 def choose_rate(lesson: Lesson, folder: Path) -> Choice:
     """The learning rate of a training: read from the folder, or tuned."""
     images = training_images(lesson.train_set, count=lesson.images, seed=lesson.seed)
-    effort = Effort(
-        SHARE_OF_A_TRIAL * lesson.effort.minutes,
-        lesson.effort.steps and max(1, round(SHARE_OF_A_TRIAL * lesson.effort.steps)),
-    )
-
+    steps = lesson.effort.steps and max(1, round(SHARE_OF_A_TRIAL * lesson.effort.steps))
+    effort = lesson.effort._replace(minutes=SHARE_OF_A_TRIAL * lesson.effort.minutes, steps=steps)
     short = lesson._replace(effort=effort)
     weights = lesson.path(folder)
     file = weights.with_name(f"{weights.stem}-rate.json")
@@ -180,7 +187,7 @@ def trained(lesson: Lesson, images: Sequence[np.ndarray], rate: float) -> Prior:
     """A network after its training with this learning rate."""
     torch.manual_seed(lesson.seed)
     scaled = [scale_of(lesson) * image for image in images]
-    prior = _untrained(lesson.network, scaled)
+    prior = _untrained(lesson.network, scaled, lesson.effort.width).to(lesson.effort.device)
     steps, minutes = lesson.effort.steps, None
     if steps is None:
         minutes = lesson.effort.minutes * SHARES.get(lesson.train_set, 1.0)
@@ -206,7 +213,7 @@ def trained(lesson: Lesson, images: Sequence[np.ndarray], rate: float) -> Prior:
 def load(lesson: Lesson, folder: Path) -> Prior:
     """The trained network. Raises InputError if there is none."""
     kind = ps.PatchPrior if lesson.network.startswith(PATCH_PRIOR) else WholeImagePrior
-    return kind.load(lesson.path(folder))
+    return kind.load(lesson.path(folder)).to(lesson.effort.device)
 
 
 def one_step(prior: Prior) -> Denoiser:
@@ -249,14 +256,14 @@ def scale_of(lesson: Lesson) -> float:
     return NETWORK_RANGE / data_range(lesson.train_set)
 
 
-def _untrained(network: str, images: Sequence[np.ndarray]) -> Prior:
+def _untrained(network: str, images: Sequence[np.ndarray], width: int) -> Prior:
     match network:
         case "patch prior":
-            return ps.PatchPrior(ps.ConvEnergy((5, 3, 3), (1, 2, 3), width=32))
+            return ps.PatchPrior(ps.ConvEnergy((5, 3, 3), (1, 2, 3), width=32 * width))
         case "patch prior, no invariance":
             clique = ps.PatchEnergy(
                 9,
-                width=128,
+                width=128 * width,
                 scale_invariant=False,
                 brightness_invariant=False,
                 flip_invariant=False,
@@ -264,11 +271,11 @@ def _untrained(network: str, images: Sequence[np.ndarray]) -> Prior:
             )
             return ps.PatchPrior(clique)
         case "CNN":
-            return WholeImagePrior.for_images(ConvScore(), images)
+            return WholeImagePrior.for_images(ConvScore(width=48 * width), images)
         case "U-Net":
-            return WholeImagePrior.for_images(UNetScore(), images)
+            return WholeImagePrior.for_images(UNetScore(width=32 * width), images)
         case "U-Net, invariant":
-            return WholeImagePrior.for_images(UNetScore(), images, invariant=True)
+            return WholeImagePrior.for_images(UNetScore(width=32 * width), images, invariant=True)
         case "DDPM":
-            return WholeImagePrior.for_images(UNetScore(noise_level="film"), images)
+            return WholeImagePrior.for_images(UNetScore(width=32 * width, noise_level="film"), images)
     raise InputError(f"there is no network {network!r}.")
