@@ -18,6 +18,7 @@ from patchscore.errors import InputError
 from patchscore.learning import adapt as module
 from patchscore.learning.adapt import adapt
 from patchscore.learning.moving import chart
+from patchscore.learning.residual import DOUBTED, VARIANCES, WITNESS
 from patchscore.learning.risk import estimated_gain, respond
 from patchscore.learning.search import Search, random_halves
 from patchscore.noise import estimated_sigma
@@ -361,6 +362,28 @@ def test_it_does_no_harm(name, bundled):
     assert 10 * math.log10(after / before) < TOLERATED
 
 
+def weave(side):
+    """Stripes across and along, in squares, finer than a patch prior knows them."""
+    row, column = np.mgrid[:side, :side]
+    across, along = (np.sin(2 * np.pi * axis / 5.3) for axis in (row + 0.4 * column, column - 0.4 * row))
+    return 120 + 80 * np.where((row // 12 + column // 12) % 2, across, along)
+
+
+def test_a_pattern_is_not_taken_for_a_wrong_level(bundled):
+    """Both leave a residual of too small a variance; only the second witness tells them apart."""
+    noise = np.random.default_rng(0).standard_normal((96, 96))
+    pattern, level = weave(96) + 15 * noise, photograph(15.0, 96)[1][0, 0].numpy()
+    _, known = quietly(bundled, pattern, 15.0, max_steps=1)
+    _, wrong = quietly(bundled, level, 1.1 * 15.0, max_steps=1)
+    for report in (known, wrong):
+        assert VARIANCES[0] < report.residuals[0].variance < DOUBTED[0]
+    assert not known.warnings
+    assert known.residuals[0].witness > WITNESS > wrong.residuals[0].witness
+    assert "less noise than sigma says" in str(wrong)
+    _, wrong = quietly(bundled, pattern, 1.2 * 15.0, max_steps=1)
+    assert "less noise than sigma says" in str(wrong)
+
+
 def test_images_of_a_set_have_units_of_their_own(prior):
     """The descent starts alike; its first steps are in a basis that rounding may turn."""
     precise = ps.PatchPrior(ConvEnergy((5, 3), (1, 2), width=16)).double()
@@ -382,7 +405,7 @@ def test_a_set_is_judged_by_all_of_its_images(prior, noisy):
     adapted, report = quietly(prior, images, [SIGMA, SIGMA])
     assert report.adapted
     assert report.sigmas == (SIGMA, SIGMA)
-    assert [residual.clipped for residual in report.residuals] == [2 / image.size for image in images]
+    assert [residual.clipped for residual in report.residuals] == [0, 0]
     assert adapted.card["adapted"][0]["images"] == 2
     _, one_wrong = quietly(prior, images, [SIGMA, 4 * SIGMA])
     assert not one_wrong.adapted

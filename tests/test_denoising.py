@@ -242,6 +242,8 @@ def test_adaptation_warns_of_what_is_wrong_and_keeps_colour_channels_apart() -> 
     estimate = ps.denoise(noisy, 20.0, adapt=True, **options)
     adapted, _ = ps.adapt(prior, list(np.moveaxis(noisy, -1, 0)), 20.0, progress=False)
     np.testing.assert_array_equal(estimate, ps.denoise(noisy, 20.0, prior=adapted, channel_axis=-1))
-    with pytest.warns(UserWarning, match="times the variance that is expected"):
+    level = pytest.warns(UserWarning, match="times the variance that is expected")
+    places = pytest.warns(UserWarning, match="times the variance in bright places")
+    with level, places:
         wrong = ps.denoise(noisy, 60.0, adapt=True, **options)
     np.testing.assert_array_equal(wrong, ps.denoise(noisy, 60.0, prior=prior, channel_axis=-1))
