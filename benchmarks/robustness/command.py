@@ -11,6 +11,7 @@ from benchmarks.data import prepare_table
 from benchmarks.robustness import summary
 from benchmarks.robustness.contenders import Settings
 from benchmarks.robustness.plan import FULL, QUICK, Task, tasks
+from benchmarks.robustness.prices import price_table
 from benchmarks.robustness.report import Picture, write_report
 from benchmarks.robustness.run import Workers, picture, run
 from benchmarks.robustness.sets import data_range
@@ -159,13 +160,18 @@ def main(options: argparse.Namespace) -> int:
 
 
 def tables(rows: Sequence[Row]) -> str:
-    """What is expected and measured, and the PSNR of all methods. Raises InputError for no rows."""
+    """What is expected and measured, the PSNR, and the prices. Raises InputError for no rows."""
     if not rows:
         raise InputError("there are no rows to make tables of; run the benchmark first, or give --out.")
-    return (
-        f"{markdown(summary.claims(rows))}\n\nMean PSNR in dB, of the same images in every column:\n\n"
-        f"{markdown(summary.headline(rows))}"
-    )
+    found = [
+        markdown(summary.claims(rows)),
+        "Mean PSNR in dB, of the same images in every column:",
+        markdown(summary.headline(rows)),
+    ]
+    head, *lines = price_table(rows)
+    if lines:
+        found += ["PSNR lost by learning from other images, in dB:", markdown([head, *lines])]
+    return "\n\n".join(found)
 
 
 def pictures(rows: Sequence[Row], todo: Sequence[Task], settings: Settings) -> list[Picture]:

@@ -30,6 +30,7 @@ from benchmarks.robustness.figures import (
     switched,
     table,
 )
+from benchmarks.robustness.prices import price_table
 from benchmarks.robustness.summary import Difference, Series
 from benchmarks.robustness.table import REFERENCE, STUDIES, Budget, Row
 from benchmarks.robustness.training import PATCH_PRIOR
@@ -108,6 +109,7 @@ def write_report(
         headline=_headline(rows, found),
         losses=_losses(found) + _gallery(lost, 0),
         matrix=_matrix(found),
+        prices=_prices(rows),
         studies="".join(_study(study, found, looks) for study in STUDIES),
         pictures=_gallery(others, len(lost)) or "<p>No others were made.</p>",
         budget=_budgets(budgets),
@@ -192,6 +194,17 @@ def _matrix(found: Sequence[Training]) -> str:
         )
 
     return switched(levels, draw)
+
+
+def _prices(rows: Sequence[Row]) -> str:
+    head, *lines = [[escape(text) for text in line] for line in price_table(rows)]
+    if not lines:
+        return "<p>No method has learned from two sets and was measured on one of them.</p>"
+    return (
+        "<p>PSNR that a one-step estimate loses on the same noisy images, in dB, by having learned from "
+        "another set instead of their own, of as many images. Below zero, the other images taught more."
+        f"</p>{table(head, lines, left=(1,))}"
+    )
 
 
 def _looks(order: Sequence[Series]) -> Looks:
