@@ -616,5 +616,6 @@ def test_the_readme_has_the_tables_of_the_committed_rows() -> None:
 
     rows = table.read_rows(ROOT / "benchmarks/results/robustness.csv")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    missing = [line for line in command.tables(rows).splitlines() if line not in readme]
-    assert missing in ([], ["Mean PSNR in dB, of the same images in every column:"])
+    lines = [line for line in command.tables(rows).splitlines() if line.startswith("|")]
+    assert len(lines) > 30
+    assert [line for line in lines if line not in readme] == []
