@@ -200,10 +200,14 @@ def _prices(rows: Sequence[Row]) -> str:
     head, *lines = [[escape(text) for text in line] for line in price_table(rows)]
     if not lines:
         return "<p>No method has learned from two sets and was measured on one of them.</p>"
+    # An interval goes below its mean.
+    cells = [
+        [text.replace(" (", "<small>(").replace(")", ")</small>") for text in line] for line in lines
+    ]
     return (
         "<p>PSNR that a one-step estimate loses on the same noisy images, in dB, by having learned from "
         "another set instead of their own, of as many images. Below zero, the other images taught more."
-        f"</p>{table(head, lines, left=(1,))}"
+        f"</p>{table(head, cells, left=(1,))}"
     )
 
 
