@@ -14,6 +14,7 @@ from skimage import data
 from tqdm import tqdm
 
 import patchscore as ps
+from benchmarks.residuals import patterns
 from patchscore.errors import InputError
 from patchscore.learning import adapt as module
 from patchscore.learning.adapt import adapt
@@ -362,17 +363,11 @@ def test_it_does_no_harm(name, bundled):
     assert 10 * math.log10(after / before) < TOLERATED
 
 
-def weave(side):
-    """Stripes across and along, in squares, finer than a patch prior knows them."""
-    row, column = np.mgrid[:side, :side]
-    across, along = (np.sin(2 * np.pi * axis / 5.3) for axis in (row + 0.4 * column, column - 0.4 * row))
-    return 120 + 80 * np.where((row // 12 + column // 12) % 2, across, along)
-
-
 def test_a_pattern_is_not_taken_for_a_wrong_level(bundled):
     """Both leave a residual of too small a variance; only the second witness tells them apart."""
     noise = np.random.default_rng(0).standard_normal((96, 96))
-    pattern, level = weave(96) + 15 * noise, photograph(15.0, 96)[1][0, 0].numpy()
+    weave = {image.name: image.pixels[:96, :96] for image in patterns()}["weave"]
+    pattern, level = weave + 15 * noise, photograph(15.0, 96)[1][0, 0].numpy()
     _, known = quietly(bundled, pattern, 15.0, max_steps=1)
     _, wrong = quietly(bundled, level, 1.1 * 15.0, max_steps=1)
     for report in (known, wrong):

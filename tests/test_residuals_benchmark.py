@@ -14,15 +14,22 @@ SIDE = 64
 
 
 @pytest.fixture(scope="module")
-def rows() -> dict[str, residuals.Row]:
+def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, residuals.Row]:
     """A part of a photograph, whose first image is adapted to, under four kinds of noise."""
-    image = NamedImage("camera", camera()[60 : 60 + SIDE, 180 : 180 + SIDE].astype(float))
+    pixels = camera()[60 : 60 + SIDE, 180 : 180 + SIDE].astype(float)
+    named = [("photographs", NamedImage(name, pixels)) for name in ("first", "second")]
+    out = tmp_path_factory.mktemp("residuals") / "table.csv"
     prior = ps.load_prior("natural-gray-fast", "cpu")
     kinds = residuals.RIGHT, "sigma x 0.8", "speckle", "correlated"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(residuals, "NOISES", kinds)
         patch.setattr(residuals, "STEPS", 1)
-        found = residuals.measure(prior, [("photographs", image)] * 2, [SIGMA])
+        first = residuals.measure(prior, named[:1], [SIGMA], out)
+        found = residuals.measure(prior, named, [SIGMA], out)
+        patch.setattr(ps, "adapt", None)  # nothing is left to be measured
+        assert str(residuals.measure(prior, named, [SIGMA], out)) == str(found)
+    assert found[: len(kinds)] == first
+    assert len(out.read_text().splitlines()) == 1 + len(found)
     assert [row.noise for row in found] == [*kinds, *kinds]
     assert all(math.isnan(row.change) for row in found[len(kinds) :])
     return {row.noise: row for row in found[: len(kinds)]}

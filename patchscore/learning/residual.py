@@ -23,8 +23,8 @@ from torch import Tensor
 from patchscore.learning.risk import Response
 from patchscore.noise import estimated_sigma
 
-# A residual outside of these is not that of the noise that was given: halfway between what white noise
-# of the right level leaves and what other noise does, by python -m benchmarks.residuals.
+# A residual outside of these is not that of the noise that was given. They are between what white noise
+# of the right level leaves, but for 2 % of images, and other noise: python -m benchmarks.residuals.
 VARIANCES = 0.75, 1.25
 # Narrower, if the finest wavelet coefficients say the same: a pattern that the prior does not know can
 # change the one as much as a wrong level does, but not the other, which is too high on fine texture.
