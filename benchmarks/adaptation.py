@@ -35,10 +35,10 @@ from benchmarks.adaptation_jobs import GROUPS, Job, ablation, sets, single
 from benchmarks.data import NamedImage, prepare_table, read_table, write_table
 from benchmarks.quality import add_noise, prior_digest
 from benchmarks.speed import machine
+from patchscore.adaptation.adapt import Report, adapt
+from patchscore.adaptation.search import AVERAGE, CROP, WARMUP
 from patchscore.evaluation.baselines import bm3d
 from patchscore.evaluation.metrics import psnr
-from patchscore.learning.adapt import Report, adapt
-from patchscore.learning.search import AVERAGE, CROP, WARMUP
 
 RESULTS = Path("benchmarks/results")
 DATA_RANGE = 255.0
@@ -190,7 +190,7 @@ def run(job: Job, keys: Sequence[Key], settings: Settings) -> list[Row]:
 
 
 def from_noisy(prior: ps.PatchPrior, report: Report) -> Learned:
-    """What :func:`~patchscore.learning.adapt.adapt` has made and reported."""
+    """What :func:`~patchscore.adaptation.adapt.adapt` has made and reported."""
     variances = [float(residual.variance) for residual in report.residuals]
     correlations = [float(value) for residual in report.residuals for value in residual.correlation]
     variance = max(variances, key=lambda variance: abs(variance - 1))

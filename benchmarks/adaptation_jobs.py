@@ -16,9 +16,9 @@ from skimage import data
 
 from benchmarks.data import NamedImage
 from benchmarks.robustness.sets import middle, test_images
+from patchscore.adaptation.adapt import adapt
+from patchscore.adaptation.moving import Moving
 from patchscore.evaluation.baselines import has_bm3d
-from patchscore.learning.adapt import adapt
-from patchscore.learning.moving import Moving
 
 SIDE = 256
 WHOLE = 1024  # larger than any image

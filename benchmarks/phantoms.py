@@ -31,7 +31,7 @@ from patchscore.evaluation.baselines import bm3d, has_bm3d, total_variation_orac
 from patchscore.evaluation.metrics import psnr
 from patchscore.evaluation.phantoms import disks
 from patchscore.inference.optimize import Solution
-from patchscore.noise import geometric_levels
+from patchscore.inference.schedules import geometric_levels
 
 SIZE = 32
 DATA_RANGE = 10.0

@@ -2,9 +2,9 @@
 
     y = x + n           x: images of no other table;  n: white or not, sigma told or mistold
 
-The guard of adaptation (:mod:`patchscore.learning.residual`) compares the residual of a noisy image with
-what white noise of the level told would leave, and refuses outside of some bounds. They stand where this
-table says: photographs held out of the training of the bundled priors, two that come with scikit-image
+The guard of adaptation (:mod:`patchscore.adaptation.residual`) compares the residual of a noisy image
+with what white noise of the level told would leave, and refuses outside of some bounds. They stand where
+this table says: photographs held out of the training of the bundled priors, two that come with scikit-image
 and the upper halves of two textures, documents and medical slices that serve for training elsewhere, and
 synthetic patterns, all cut to their middle. White noise of the right level is to be let through, other
 noise refused, or else to do no harm: every third image is adapted to as well. Of every kind of noise
@@ -34,8 +34,8 @@ from benchmarks.robustness.command import markdown
 from benchmarks.robustness.sets import HELD_OUT_EVERY, middle, spaced
 from benchmarks.robustness.shifts import NOISE, shifted
 from benchmarks.robustness.summary import HARMLESS
+from patchscore.adaptation.residual import suspicions
 from patchscore.evaluation.metrics import psnr
-from patchscore.learning.residual import suspicions
 
 SIDE = 128
 SIGMAS = 15.0, 25.0, 50.0

@@ -26,9 +26,9 @@ import patchscore as ps
 from benchmarks.data import data_folder, prepare_table, write_table
 from benchmarks.natural_gray import split
 from benchmarks.quality import add_noise
+from patchscore.adaptation.surprise import KEY, Expectation, expect, surprise
 from patchscore.errors import InputError
 from patchscore.files import image_files, read_image
-from patchscore.learning.surprise import KEY, Expectation, expect, surprise
 from patchscore.priors.zoo import SUFFIX, WEIGHTS, bundled_priors
 
 LEVELS = 4 / 255, 60 / 255

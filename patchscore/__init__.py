@@ -1,18 +1,20 @@
 """Patch-based score priors: learn what small patches of an image look like, restore whole images."""
 
+from patchscore.adaptation.adapt import Adapted, Report, adapt
+from patchscore.adaptation.surprise import Surprise, expect, surprise
 from patchscore.denoising import denoise
 from patchscore.errors import InputError
 from patchscore.evaluation.epll import epll
 from patchscore.inference.diffusion import sample_denoised
 from patchscore.inference.langevin import langevin
 from patchscore.inference.optimize import map_estimate
-from patchscore.inference.posterior import GaussianLikelihood, Identity, Mask, Posterior
-from patchscore.learning.adapt import Adapted, Report, adapt
+from patchscore.inference.posterior import Posterior
 from patchscore.learning.fit import fit
 from patchscore.learning.history import History
 from patchscore.learning.mixture import fit_mixture
-from patchscore.learning.surprise import Surprise, expect, surprise
 from patchscore.learning.weight import fit_score_weight
+from patchscore.measurements.likelihoods import GaussianLikelihood
+from patchscore.measurements.operators import Identity, Mask
 from patchscore.priors.convolutional import ConvEnergy
 from patchscore.priors.empirical import EmpiricalPatches
 from patchscore.priors.experts import StudentT, TotalVariation

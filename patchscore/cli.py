@@ -14,14 +14,15 @@ import torch
 from tqdm import tqdm
 
 import patchscore
+from patchscore.adaptation.adapt import adapt
+from patchscore.adaptation.surprise import KEY as SURPRISE_KEY
+from patchscore.checks import check_noise_level
 from patchscore.denoising import denoise
 from patchscore.errors import InputError
 from patchscore.files import ImageFile, check_writable, image_files, read_image, write_image
 from patchscore.images import numeric_array, training_images
-from patchscore.learning.adapt import adapt
 from patchscore.learning.fit import fit
-from patchscore.learning.surprise import KEY as SURPRISE_KEY
-from patchscore.noise import check_noise_level, estimated_sigma
+from patchscore.measurements.noise import estimated_sigma
 from patchscore.priors.convolutional import ConvEnergy
 from patchscore.priors.networks import PatchEnergy
 from patchscore.priors.prior import PatchPrior

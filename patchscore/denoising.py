@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchscore.adaptation.adapt import adapt as adapt_prior
+from patchscore.checks import check_noise_level
 from patchscore.errors import InputError
 from patchscore.images import numeric_array
 from patchscore.inference.diffusion import sample_denoised
-from patchscore.learning.adapt import adapt as adapt_prior
-from patchscore.noise import check_noise_level, estimated_sigma
+from patchscore.measurements.noise import estimated_sigma
 from patchscore.priors.prior import PatchPrior
 from patchscore.priors.zoo import find_device, load_prior
 

@@ -15,14 +15,14 @@ from tqdm import tqdm
 
 import patchscore as ps
 from benchmarks.residuals import patterns
+from patchscore.adaptation.adapt import adapt
+from patchscore.adaptation.moving import chart
+from patchscore.adaptation.residual import DOUBTED, VARIANCES, WITNESS
+from patchscore.adaptation.risk import estimated_gain, respond
+from patchscore.adaptation.search import Search, random_halves
 from patchscore.errors import InputError
 from patchscore.learning import adapt as module
-from patchscore.learning.adapt import adapt
-from patchscore.learning.moving import chart
-from patchscore.learning.residual import DOUBTED, VARIANCES, WITNESS
-from patchscore.learning.risk import estimated_gain, respond
-from patchscore.learning.search import Search, random_halves
-from patchscore.noise import estimated_sigma
+from patchscore.measurements.noise import estimated_sigma
 from patchscore.priors.convolutional import ConvEnergy
 from patchscore.priors.gaussian import GaussianPatches
 
@@ -214,7 +214,7 @@ def stopped_after(steps, prior, noisy, monkeypatch):
     ticks = itertools.count()
     clock = SimpleNamespace(perf_counter=lambda: math.inf if next(ticks) >= looks else 0.0)
     with monkeypatch.context() as patch:
-        patch.setattr("patchscore.learning.search.time", clock)
+        patch.setattr("patchscore.adaptation.search.time", clock)
         return quietly(prior, noisy, max_steps=400)
 
 

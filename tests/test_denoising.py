@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import patchscore as ps
-from patchscore.noise import estimated_sigma
+from patchscore.measurements.noise import estimated_sigma
 
 SIGMA = 25.0
 

@@ -12,7 +12,7 @@ import patchscore as ps
 from patchscore.inference import diffusion, langevin
 from patchscore.inference.diffusion import predictor_corrector, reverse_step
 from patchscore.inference.gibbs import split_gibbs
-from patchscore.noise import noise_schedule
+from patchscore.inference.schedules import noise_schedule
 
 SHAPE = 8, 8
 

@@ -10,7 +10,7 @@ from torch import Tensor
 import patchscore as ps
 from patchscore.inference.chain import Chain
 from patchscore.inference.langevin import annealed_langevin, langevin_step
-from patchscore.noise import noise_schedule
+from patchscore.inference.schedules import noise_schedule
 
 SHAPE = 8, 8
 

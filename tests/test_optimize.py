@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 import patchscore as ps
+from patchscore.inference.schedules import noise_schedule
 from patchscore.inference.splitting import half_quadratic_splitting, regularization_by_denoising
-from patchscore.noise import noise_schedule
 
 SHAPE = 12, 10
 NOISE_STD = 0.5

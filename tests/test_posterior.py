@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 import patchscore as ps
-from patchscore.inference.curvature import curvature
-from patchscore.inference.posterior import curvature_bound
+from patchscore.inference.curvature import curvature, curvature_bound
 
 
 class Blur:
@@ -155,15 +154,29 @@ def test_the_curvature_of_a_gaussian_field(sigma: float, shape: tuple[int, int],
     found = curvature(field, normal(2, 1, *shape), sigma)
     assert bool((found > 0.98 * exact).all())
     assert bool((found < exact * (1 + 1e-6)).all())
-    assert found.max() <= curvature_bound(field, sigma)
+    assert found.max() <= field.curvature_bound(sigma)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_the_bound_on_the_curvature_holds(name, field, normal) -> None:
     posterior = ps.Posterior(field, likelihood_of(OPERATORS[name], normal(1, 1, *SHAPE)))
     for sigma in (0.1, 1.0, 10.0):
-        found = curvature(posterior, normal(1, 1, *SHAPE), sigma).item()
-        assert found <= curvature_bound(posterior, sigma) * (1 + 1e-6)
+        x = normal(1, 1, *SHAPE)
+        found = curvature(posterior, x, sigma).item()
+        assert found <= posterior.curvature_bound(sigma) * (1 + 1e-6)
+
+
+def test_a_posterior_that_is_wrapped_keeps_a_safe_step(field, normal) -> None:
+    """A wrapper that offers the score alone is measured, and never taken for a prior."""
+    posterior = ps.Posterior(field, likelihood_of(OPERATORS["identity"], normal(1, 1, *SHAPE)))
+
+    class Wrapped:
+        def score(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+            return posterior.score(x, sigma)
+
+    x = normal(1, 1, *SHAPE)
+    assert curvature_bound(posterior, x, 0.1) == posterior.curvature_bound(0.1)
+    assert curvature_bound(Wrapped(), x, 0.1) == curvature(posterior, x, 0.1).item()
 
 
 class ScaledAdjoint(Rows):

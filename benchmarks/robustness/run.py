@@ -39,7 +39,7 @@ from benchmarks.robustness.training import learn
 from benchmarks.speed import machine
 from patchscore.errors import InputError
 from patchscore.evaluation.metrics import psnr, ssim
-from patchscore.noise import estimated_sigma
+from patchscore.measurements.noise import estimated_sigma
 
 SECONDS_BETWEEN_TABLES = 15.0
 

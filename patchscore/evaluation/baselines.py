@@ -36,7 +36,7 @@ from torch import Tensor
 from patchscore.errors import InputError
 from patchscore.images import numeric_array
 from patchscore.inference.diffusion import LEVELS, sample_denoised
-from patchscore.inference.posterior import ScoreModel
+from patchscore.protocols import Score
 
 # Enough that the tolerance decides when to stop.
 TV_ITERATIONS = 2000
@@ -252,7 +252,7 @@ def mean_of_samples(
     noisy: Tensor,
     sigma: float,
     *,
-    prior: ScoreModel,
+    prior: Score,
     samples: int,
     levels: int = LEVELS,
     generator: torch.Generator,

@@ -18,10 +18,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from patchscore.checks import noise_levels
 from patchscore.errors import InputError
-from patchscore.inference.posterior import GaussianLikelihood, Identity
 from patchscore.inference.splitting import half_quadratic_splitting
-from patchscore.noise import noise_levels
+from patchscore.measurements.likelihoods import GaussianLikelihood
+from patchscore.measurements.operators import Identity
 from patchscore.priors.mixture import GaussianMixture
 from patchscore.priors.patches import PatchGrid
 

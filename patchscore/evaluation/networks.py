@@ -232,6 +232,10 @@ class WholeImagePrior(nn.Module):
 
     forward = denoise
 
+    def curvature_bound(self, sigma: float) -> float:
+        """1 / sigma^2, which no density that is blurred by sigma exceeds."""
+        return 1 / sigma**2
+
     def interior(self, x: Tensor) -> Tensor:
         """All pixels: the network knows what to make of the border."""
         return x

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchscore.checks import noise_levels
 from patchscore.errors import InputError
 from patchscore.inference.calibration import (
     Coverage,
@@ -31,8 +32,8 @@ from patchscore.inference.calibration import (
     rank_statistics,
 )
 from patchscore.inference.chain import Chain
-from patchscore.inference.posterior import ScoreModel
-from patchscore.noise import noise_levels, standard_normal
+from patchscore.protocols import Score
+from patchscore.randomness import standard_normal
 
 __all__ = [
     "Coverage",
@@ -135,7 +136,7 @@ class MeanGap(NamedTuple):
 @torch.no_grad()
 def mean_gap(
     chain: Chain,
-    prior: ScoreModel,
+    prior: Score,
     y: Tensor,
     sigma: float | Tensor,
     *,
@@ -186,7 +187,7 @@ def mean_gap(
 
 @torch.no_grad()
 def curl(
-    model: ScoreModel,
+    model: Score,
     x: Tensor,
     sigma: float | Tensor,
     *,

@@ -33,11 +33,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from patchscore.checks import check_noise_level, noise_levels
 from patchscore.errors import InputError
 from patchscore.inference.chain import Chain, Keep, Recorder
+from patchscore.inference.curvature import curvature_bound
 from patchscore.inference.langevin import UNADJUSTED, langevin_step
-from patchscore.inference.posterior import ScoreModel, curvature_bound
-from patchscore.noise import check_noise_level, noise_levels, noise_schedule, standard_normal
+from patchscore.inference.schedules import noise_schedule
+from patchscore.protocols import Score
+from patchscore.randomness import standard_normal
 
 Order = Literal[1, 2]
 LEVELS = 20
@@ -55,7 +58,7 @@ def reverse_step(x: Tensor, denoised: Tensor, u: Tensor, v: Tensor, z: Tensor) -
 
 @torch.no_grad()
 def sample_denoised(
-    prior: ScoreModel,
+    prior: Score,
     y: Tensor,
     sigma: float | Tensor,
     n: int = 16,
@@ -132,7 +135,7 @@ def sample_denoised(
 
 @torch.no_grad()
 def predictor_corrector(
-    posterior: ScoreModel,
+    posterior: Score,
     x0: Tensor,
     *,
     sigmas: Sequence[float],
@@ -189,7 +192,7 @@ def predictor_corrector(
     def descend(k: int) -> int:
         nonlocal x, evaluations
         x = _predicted(posterior, x, levels[k], levels[k + 1], order, generator)
-        step_size = step_fraction / curvature_bound(posterior, sigmas[k + 1])
+        step_size = step_fraction / curvature_bound(posterior, x, sigmas[k + 1])
         for _ in range(corrections):
             score = posterior.score(x, sigmas[k + 1])
             x = langevin_step(x, score, x.new_full((len(x), 1, 1, 1), step_size), generator)
@@ -205,7 +208,7 @@ def predictor_corrector(
 
 
 def denoised_path(
-    prior: ScoreModel, x: Tensor, sigmas: Sequence[Tensor], order: Order, generator: torch.Generator
+    prior: Score, x: Tensor, sigmas: Sequence[Tensor], order: Order, generator: torch.Generator
 ) -> Tensor:
     """Down all noise levels, (B,) each, and one denoising step at the last: (B, C, H, W)."""
     for sigma, lower in pairwise(sigmas):
@@ -214,7 +217,7 @@ def denoised_path(
 
 
 def _predicted(
-    model: ScoreModel, x: Tensor, sigma: Tensor, lower: Tensor, order: Order, generator: torch.Generator
+    model: Score, x: Tensor, sigma: Tensor, lower: Tensor, order: Order, generator: torch.Generator
 ) -> Tensor:
     """One step of the reverse diffusion, by Euler's or by Heun's method."""
     u, v = (level[:, None, None, None] ** 2 for level in (sigma, lower))
@@ -226,7 +229,7 @@ def _predicted(
     return reverse_step(x, (denoised + _denoised(model, euler, lower)) / 2, u, v, z)
 
 
-def _denoised(model: ScoreModel, x: Tensor, sigma: Tensor) -> Tensor:
+def _denoised(model: Score, x: Tensor, sigma: Tensor) -> Tensor:
     """Tweedie's formula."""
     return x + sigma[:, None, None, None] ** 2 * model.score(x, sigma)
 

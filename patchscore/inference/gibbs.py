@@ -23,11 +23,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from patchscore.checks import check_noise_level
 from patchscore.errors import InputError
 from patchscore.inference.chain import Chain, Keep, Recorder
 from patchscore.inference.diffusion import LAST_LEVEL, Order, denoised_path
 from patchscore.inference.posterior import Posterior
-from patchscore.noise import check_noise_level, noise_schedule
+from patchscore.inference.schedules import noise_schedule
 
 
 @torch.no_grad()

@@ -23,11 +23,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from patchscore.checks import check_noise_level
 from patchscore.errors import InputError
 from patchscore.inference.chain import Chain, Keep, Recorder
-from patchscore.inference.curvature import curvature
-from patchscore.inference.posterior import Density, ScoreModel, curvature_bound, require_potential
-from patchscore.noise import check_noise_level, standard_normal
+from patchscore.inference.curvature import curvature, curvature_bound
+from patchscore.protocols import Density, Score, require_potential
+from patchscore.randomness import standard_normal
 
 # h L of the unadjusted walk: the variance in the stiffest direction is 1 / (1 - 0.1 / 2) = 1.05 times
 # that of the density.
@@ -45,7 +46,7 @@ def langevin_step(x: Tensor, score: Tensor, step_size: Tensor, generator: torch.
 
 @torch.no_grad()
 def langevin(
-    posterior: ScoreModel,
+    posterior: Score,
     x0: Tensor,
     *,
     sigma: float,
@@ -134,7 +135,7 @@ def langevin(
 
 @torch.no_grad()
 def annealed_langevin(
-    posterior: ScoreModel,
+    posterior: Score,
     x0: Tensor,
     *,
     sigmas: Sequence[float],
@@ -184,7 +185,7 @@ def annealed_langevin(
     def step(k: int) -> int:
         nonlocal x, guard
         sigma = sigmas[k // steps_per_level]
-        step_size = x.new_full((len(x), 1, 1, 1), step_fraction / curvature_bound(posterior, sigma))
+        step_size = x.new_full((len(x), 1, 1, 1), step_fraction / curvature_bound(posterior, x, sigma))
         score = posterior.score(x, sigma)
         if k % steps_per_level == 0 or guard is None:
             guard = _Guard(posterior, x, sigma, score)
@@ -204,7 +205,7 @@ class _Walk:
 
     def __init__(
         self,
-        posterior: ScoreModel,
+        posterior: Score,
         density: Density | None,
         x0: Tensor,
         sigma: float,
@@ -276,7 +277,7 @@ def _check(steps: int, burn_in: int, thin: int, step_size: float | None) -> None
 class _Guard:
     """Stops a walk whose score has left every bound."""
 
-    def __init__(self, posterior: ScoreModel, x0: Tensor, sigma: float, score: Tensor) -> None:
+    def __init__(self, posterior: Score, x0: Tensor, sigma: float, score: Tensor) -> None:
         self.posterior, self.x0, self.sigma = posterior, x0, sigma
         self.limit = GROWTH * (score.abs().max() + 1 / sigma)
 

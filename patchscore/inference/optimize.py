@@ -30,8 +30,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from patchscore.errors import InputError
-from patchscore.inference.curvature import curvature
-from patchscore.inference.posterior import Density, ScoreModel, curvature_bound, has_potential
+from patchscore.inference.curvature import curvature, curvature_bound
+from patchscore.protocols import Density, Score, has_potential
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,7 +74,7 @@ class Solution(NamedTuple):
 
 @torch.no_grad()
 def map_estimate(
-    posterior: ScoreModel,
+    posterior: Score,
     x0: Tensor,
     *,
     sigma: float | Sequence[float],
@@ -154,7 +154,7 @@ def map_estimate(
 class _Ascent:
     """The state of the climb at one noise level; every image has its own step."""
 
-    def __init__(self, posterior: ScoreModel, x: Tensor, sigma: float) -> None:
+    def __init__(self, posterior: Score, x: Tensor, sigma: float) -> None:
         self.posterior, self.x, self.sigma = posterior, x, sigma
         self.density: Density | None = posterior if has_potential(posterior) else None  # type: ignore[assignment]
         self.score = posterior.score(x, sigma)
@@ -165,7 +165,7 @@ class _Ascent:
         self.steps = 0
         self.evaluations = 1
         if self.density:  # the search corrects it, and what it learns of the curvature is better
-            self.step_size = x.new_full((len(x), 1, 1, 1), 1 / curvature_bound(posterior, sigma))
+            self.step_size = x.new_full((len(x), 1, 1, 1), 1 / curvature_bound(posterior, x, sigma))
         else:
             self.step_size = _over_pixels(1 / curvature(posterior, x, sigma))
 

@@ -25,30 +25,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from patchscore.checks import check_noise_level
 from patchscore.errors import InputError
 from patchscore.inference.optimize import Solution
-from patchscore.inference.posterior import GaussianLikelihood
-from patchscore.noise import check_noise_level
-
-
-class Denoiser(Protocol):
-    """A prior, or any denoiser: images (B, C, H, W) and a noise level to images."""
-
-    def __call__(self, x: Tensor, sigma: float, /) -> Tensor:
-        """The denoised images."""
+from patchscore.protocols import Denoiser, Likelihood
 
 
 @torch.no_grad()
 def half_quadratic_splitting(
     denoiser: Denoiser,
-    likelihood: GaussianLikelihood,
+    likelihood: Likelihood,
     x0: Tensor,
     *,
     sigmas: Sequence[float],
@@ -94,7 +86,7 @@ def half_quadratic_splitting(
 @torch.no_grad()
 def regularization_by_denoising(
     denoiser: Denoiser,
-    likelihood: GaussianLikelihood,
+    likelihood: Likelihood,
     x0: Tensor,
     *,
     sigma: float,

@@ -32,9 +32,9 @@ from patchscore.learning.checkpoint import TrainingState
 from patchscore.learning.history import History
 from patchscore.learning.matching import denoising_score_matching
 from patchscore.learning.soap import SOAP
-from patchscore.noise import seeded
 from patchscore.priors.patches import Boundary
 from patchscore.priors.trainable import Trainable
+from patchscore.randomness import seeded
 from patchscore.storage import check_destination
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "soap": SOAP}

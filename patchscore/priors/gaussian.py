@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from patchscore.checks import noise_levels
 from patchscore.errors import InputError
-from patchscore.noise import noise_levels, standard_normal
 from patchscore.priors.cliques import Potential, check_tensor, patch_pixels
+from patchscore.randomness import standard_normal
 
 # What rounding makes of a zero, in units of the largest eigenvalue and of the precision.
 ROUNDING = 1000
@@ -230,6 +231,10 @@ class GaussianCliques(nn.Module):
         variance = self.power_spectrum + self._check(x, sigma).square()
         power: Tensor = torch.fft.fft2(x - self.mean, norm="ortho").abs().square()
         return -0.5 * (power / variance + (2 * math.pi * variance).log()).sum((1, 2, 3))
+
+    def curvature_bound(self, sigma: float) -> float:
+        """1 / sigma^2, which no density that is blurred by sigma exceeds."""
+        return 1 / sigma**2
 
     def sample(self, count: int, *, channels: int = 1, generator: torch.Generator) -> Tensor:
         """Independent clean images: (count, channels, H, W)."""

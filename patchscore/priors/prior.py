@@ -192,6 +192,10 @@ class PatchPrior(nn.Module):
             energy = energy / math.prod(self.network.patch_shape) if self.assembly == "mean" else energy
         return -energy * self._alpha(sigma) if self.score_weight else -energy
 
+    def curvature_bound(self, sigma: float) -> float:
+        """1 / sigma^2, which no density that is blurred by sigma exceeds."""
+        return 1 / sigma**2
+
     def interior(self, x: Tensor) -> Tensor:
         """The pixels of x whose score has all its cliques.
 

@@ -11,8 +11,8 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from torch import Tensor, nn
 
+from patchscore.checks import noise_levels
 from patchscore.errors import InputError
-from patchscore.noise import noise_levels
 from patchscore.priors.patches import Boundary
 
 TrainedOn = Literal["patches", "crops"]

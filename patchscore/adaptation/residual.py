@@ -7,7 +7,7 @@ If D is the posterior mean, the residual r = y - D(y) has, with its derivative J
 (the second-order Tweedie formula, as cov(x | y) = sigma^2 J). So its size and its correlation between
 neighbours say whether the noise is white and of this level, and its size in bright and in dark places
 whether it depends on the signal, as photon noise and speckle do. Traces are taken by probes of random
-signs (:mod:`patchscore.learning.risk`).
+signs (:mod:`patchscore.adaptation.risk`).
 
 Reference: Efron, J. American Statistical Association 106 (2011), section 2.
 """
@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from patchscore.learning.risk import Response
-from patchscore.noise import estimated_sigma
+from patchscore.adaptation.risk import Response
+from patchscore.measurements.noise import estimated_sigma
 
 # A residual outside of these is not that of the noise that was given. They are between what white noise
 # of the right level leaves, but for 2 % of images, and other noise: python -m benchmarks.residuals.
@@ -50,7 +50,7 @@ class Residual(NamedTuple):
         The variance where the estimate is in its highest quarter, over that in its lowest; 1 if the
         noise does not depend on the signal.
     clipped : the share of further pixels that have the lowest or the highest value of the image
-    witness : the noise level by wavelets (:func:`patchscore.noise.estimated_sigma`) over the one given
+    witness : the noise level by wavelets over the one given
     pixels : how many values there are
     """
 

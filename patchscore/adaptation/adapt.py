@@ -4,9 +4,9 @@
     loss = E_b sigma^2 [ |s|^2 + 2 b' (s(y + e b) - s(y - e b)) / 2 e ]         over random crops of y
 
 Without the truth, Stein's unbiased estimate of the risk takes its place, with one probe b of random
-signs in every step (:mod:`patchscore.learning.risk`). The pixels are split into two halves, in blocks:
+signs in every step (:mod:`patchscore.adaptation.risk`). The pixels are split into two halves, in blocks:
 each teaches a copy of the prior, and judges the copy that the other one taught
-(:mod:`patchscore.learning.search`). By the gain that is measured so, it is decided how fast to learn,
+(:mod:`patchscore.adaptation.search`). By the gain that is measured so, it is decided how fast to learn,
 when to stop, and whether to keep what was learned: only if the gain is above twice its own standard
 error and what a small error of sigma could feign. Else the prior that was given comes back.
 
@@ -28,15 +28,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from patchscore.adaptation.moving import Moving, chart
+from patchscore.adaptation.residual import Residual, look_at_residual, suspicions
+from patchscore.adaptation.risk import random_signs, respond
+from patchscore.adaptation.search import Check, NoisyImage, Search, random_halves
+from patchscore.adaptation.surprise import KEY, SMALLEST, Surprise, surprise
+from patchscore.checks import check_noise_level
 from patchscore.errors import InputError
 from patchscore.images import ImageSource, training_images
-from patchscore.learning.moving import Moving, chart
-from patchscore.learning.residual import Residual, look_at_residual, suspicions
-from patchscore.learning.risk import random_signs, respond
-from patchscore.learning.search import Check, NoisyImage, Search, random_halves
-from patchscore.learning.surprise import KEY, SMALLEST, Surprise, surprise
-from patchscore.noise import check_noise_level, estimated_sigma, seeded
+from patchscore.measurements.noise import estimated_sigma
 from patchscore.priors.prior import PatchPrior
+from patchscore.randomness import seeded
 
 PROBES = 2
 # How well a noise level is known, as a share of it.

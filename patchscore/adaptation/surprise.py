@@ -32,9 +32,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from patchscore.checks import check_noise_level
 from patchscore.errors import InputError
 from patchscore.images import ImageSource, numeric_array, training_images
-from patchscore.noise import check_noise_level, standard_normal
+from patchscore.randomness import standard_normal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -156,7 +157,7 @@ class Surprise(NamedTuple):
 
     def plot(self) -> Figure:
         """The noisy image and the map, on which the 95 % mark is a line."""
-        from patchscore.learning.figures import surprise_figure
+        from patchscore.adaptation.figures import surprise_figure
 
         return surprise_figure(self)
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from patchscore.learning.moving import Chart
-from patchscore.learning.risk import DIFFERENCE, Gain, Response, estimated_gain, random_signs, respond
+from patchscore.adaptation.moving import Chart
+from patchscore.adaptation.risk import DIFFERENCE, Gain, Response, estimated_gain, random_signs, respond
 from patchscore.learning.soap import SOAP
 from patchscore.priors.prior import PatchPrior
 

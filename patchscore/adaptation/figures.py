@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from patchscore.learning.surprise import Surprise
+    from patchscore.adaptation.surprise import Surprise
 
 
 def surprise_figure(found: Surprise) -> Figure:

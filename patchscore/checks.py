@@ -1,0 +1,60 @@
+"""Input validation that more than one module needs: noise levels and counts."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchscore.errors import InputError
+
+
+def noise_levels(sigma: float | Tensor, x: Tensor) -> Tensor:
+    """sigma as a (B,) tensor like x; an error if it is not positive, not finite or not one per image.
+
+    A tensor on a GPU is not looked into: that would wait for the device at every evaluation.
+    """
+    if not isinstance(sigma, Tensor) or sigma.device.type == "cpu":
+        values = np.asarray(sigma.detach() if isinstance(sigma, Tensor) else sigma, np.float64)
+        if not (np.isfinite(values) & (values > 0)).all():
+            raise InputError(
+                f"sigma is {values.tolist()}; a noise level is positive and finite, in the image's unit."
+            )
+    sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+    if sigma.shape not in ((), (1,), (len(x),)):
+        raise InputError(
+            f"sigma has shape {tuple(sigma.shape)}; expected one number, or one for each of the "
+            f"{len(x)} images."
+        )
+    return sigma.expand(len(x))
+
+
+def check_noise_level(sigma: Any) -> None:
+    """Raise :class:`InputError` unless sigma is one positive, finite number."""
+    value = np.asarray(sigma)
+    if value.dtype.kind not in "uif" or value.ndim != 0:
+        raise InputError(
+            f"sigma is {sigma!r}; expected one number, the noise level in the unit of the image."
+        )
+    if not 0 < value < math.inf:
+        raise InputError(
+            f"sigma is {sigma}; a noise level is positive and finite, in the unit of the image. Leave "
+            "it out to have it estimated."
+        )
+
+
+def check_counts(**counts: object) -> None:
+    """Raise :class:`InputError` unless every number is a positive whole one; None is let through."""
+    for name, value in counts.items():
+        if value is not None and not (isinstance(value, int | np.integer) and value > 0):
+            raise InputError(f"{name} is {value!r}; expected a positive whole number.")
+
+
+def check_positive(**numbers: float | None) -> None:
+    """Raise :class:`InputError` unless every number is positive and finite; None is let through."""
+    for name, value in numbers.items():
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"{name} is {value}; expected a positive number.")

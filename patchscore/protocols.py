@@ -1,0 +1,85 @@
+"""What the parts of the library ask of each other.
+
+    Score       grad log p_sigma(x)          all that estimates and samplers need
+    Density     log p_sigma(x) as well       line search, Metropolis correction
+    Denoiser    E[clean | noisy]             splitting methods
+    Operator    A and A'                     a linear measurement
+    Likelihood  log p(y | x)                 a measurement with its noise
+
+Images are (B, C, H, W) tensors in any unit; sigma is in the same unit, a number or (B,).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from patchscore.errors import InputError
+
+
+@runtime_checkable
+class Score(Protocol):
+    """A prior, or a posterior."""
+
+    def score(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """grad log p_sigma(x): (B, C, H, W) -> (B, C, H, W)."""
+
+
+@runtime_checkable
+class Density(Score, Protocol):
+    """A score that is the gradient of a log density that can be evaluated."""
+
+    def log_prob(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """log p_sigma(x) up to a constant: (B, C, H, W) -> (B,)."""
+
+
+@runtime_checkable
+class Bounded(Score, Protocol):
+    """A score that knows how strongly its log density can bend, which bounds the steps on it."""
+
+    def curvature_bound(self, sigma: float) -> float:
+        """An upper bound of the largest curvature of -log p_sigma, in one over the squared unit."""
+
+
+class Denoiser(Protocol):
+    """A prior, or any denoiser."""
+
+    def __call__(self, x: Tensor, sigma: float, /) -> Tensor:
+        """The denoised images: (B, C, H, W) -> (B, C, H, W)."""
+
+
+class Operator(Protocol):
+    """A linear measurement of images, such as the physics objects of deepinv."""
+
+    def A(self, x: Tensor) -> Tensor:
+        """A x: (B, C, H, W) -> (B, ...)."""
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        """A' y: (B, ...) -> (B, C, H, W)."""
+
+
+class Likelihood(Density, Bounded, Protocol):
+    """p(y | x) of a measurement y, and p(y | x_sigma) of a blurred image where sigma is not zero."""
+
+    def proximal(self, z: Tensor, precision: float) -> Tensor:
+        """The mode of p(y | x) N(x; z, I / precision): (B, C, H, W) -> (B, C, H, W)."""
+
+    def proximal_sample(self, z: Tensor, precision: float, generator: torch.Generator) -> Tensor:
+        """A sample of p(y | x) N(x; z, I / precision): (B, C, H, W) -> (B, C, H, W)."""
+
+
+def has_potential(model: Score) -> bool:
+    """Whether log_prob can be evaluated."""
+    return bool(getattr(model, "has_potential", isinstance(model, Density)))
+
+
+def require_potential(model: Score, what: str) -> Density:
+    """The model as a density, or an error that says what needs it."""
+    if not has_potential(model):
+        raise InputError(
+            f"{what} needs the log density, and the prior has only a score; use a prior with a "
+            "potential (PatchEnergy, trained on crops), or a method that needs the score alone."
+        )
+    return cast(Density, model)
