@@ -15,13 +15,13 @@ from tqdm import tqdm
 
 import patchscore as ps
 from benchmarks.residuals import patterns
+from patchscore.adaptation import adapt as module
 from patchscore.adaptation.adapt import adapt
 from patchscore.adaptation.moving import chart
 from patchscore.adaptation.residual import DOUBTED, VARIANCES, WITNESS
 from patchscore.adaptation.risk import estimated_gain, respond
 from patchscore.adaptation.search import Search, random_halves
 from patchscore.errors import InputError
-from patchscore.learning import adapt as module
 from patchscore.measurements.noise import estimated_sigma
 from patchscore.priors.convolutional import ConvEnergy
 from patchscore.priors.gaussian import GaussianPatches

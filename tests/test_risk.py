@@ -18,9 +18,9 @@ import torch
 from skimage import data
 
 import patchscore as ps
+from patchscore.adaptation import risk
 from patchscore.adaptation.residual import look_at_residual
 from patchscore.adaptation.risk import Response, estimated_gain, random_signs, respond
-from patchscore.adaptation import risk
 from patchscore.priors.convolutional import ConvEnergy
 from patchscore.priors.gaussian import GaussianPatches
 

@@ -12,8 +12,8 @@ from skimage import data
 
 import patchscore as ps
 from benchmarks.surprise import auc, store
+from patchscore.adaptation import surprise as module
 from patchscore.adaptation.surprise import KEY, SCALES, Expectation, Law, expect, p_value, surprise
-from patchscore.learning import surprise as module
 from patchscore.priors.convolutional import ConvEnergy
 
 SIDE = 64
