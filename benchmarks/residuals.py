@@ -4,13 +4,13 @@
 
 The guard of adaptation (:mod:`patchscore.adaptation.residual`) compares the residual of a noisy image
 with what white noise of the level told would leave, and refuses outside of some bounds. They stand where
-this table says: photographs held out of the training of the bundled priors, two that come with
-scikit-image and the upper halves of two textures, documents and medical slices that serve for training elsewhere, and
-synthetic patterns, all cut to their middle. White noise of the right level is to be let through, other
-noise refused, or else to do no harm: every third image is adapted to as well. Of every kind of noise
-there are the range of each statistic, the share of images that are refused, the change of PSNR from
-worst to best, and how many lose more than 0.05 dB. It takes three quarters of an hour on one core; a run
-that was stopped goes on after its last image. After a change of code, delete the table.
+this table says: photographs held out of the training of the bundled priors, two that come with scikit-
+image and the upper halves of two textures, documents and medical slices that serve for training
+elsewhere, and synthetic patterns, all cut to their middle. White noise of the right level is to be let
+through, other noise refused, or else to do no harm: every third image is adapted to as well. Of every
+kind of noise there are the range of each statistic, the share of images that are refused, the change of
+PSNR from worst to best, and how many lose more than 0.05 dB. It takes three quarters of an hour on one
+core; a run that was stopped goes on after its last image. After a change of code, delete the table.
 """
 
 from __future__ import annotations
