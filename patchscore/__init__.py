@@ -15,6 +15,7 @@ from patchscore.learning.mixture import fit_mixture
 from patchscore.learning.weight import fit_score_weight
 from patchscore.measurements.likelihoods import GaussianLikelihood
 from patchscore.measurements.operators import Identity, Mask
+from patchscore.priors.cliques import Clique, Potential
 from patchscore.priors.convolutional import ConvEnergy
 from patchscore.priors.empirical import EmpiricalPatches
 from patchscore.priors.experts import StudentT, TotalVariation
@@ -22,12 +23,14 @@ from patchscore.priors.gaussian import GaussianCliques, GaussianPatches
 from patchscore.priors.mixture import GaussianMixture
 from patchscore.priors.networks import PatchEnergy, PatchMLP
 from patchscore.priors.prior import PatchPrior
+from patchscore.priors.registry import register
 from patchscore.priors.zoo import bundled_priors, load_prior
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Adapted",
+    "Clique",
     "ConvEnergy",
     "EmpiricalPatches",
     "GaussianCliques",
@@ -42,6 +45,7 @@ __all__ = [
     "PatchMLP",
     "PatchPrior",
     "Posterior",
+    "Potential",
     "Report",
     "StudentT",
     "Surprise",
@@ -57,6 +61,7 @@ __all__ = [
     "langevin",
     "load_prior",
     "map_estimate",
+    "register",
     "sample_denoised",
     "surprise",
 ]

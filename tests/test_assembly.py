@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import patchscore as ps
+from patchscore.priors.assembly import Partition
 from patchscore.priors.gaussian import GaussianPatches
 
 SIGMA = 0.6
@@ -64,7 +65,7 @@ def test_center_is_the_posterior_mean_given_the_patch(clique, x) -> None:
 
 @pytest.mark.parametrize("boundary", ["periodic", "symmetric"])
 def test_a_tile_of_a_partition_is_denoised_by_itself(clique, x, boundary) -> None:
-    score = ps.PatchPrior(clique, assembly="partition", boundary=boundary, offset=(1, 2)).score(x, SIGMA)
+    score = ps.PatchPrior(clique, assembly=Partition((1, 2)), boundary=boundary).score(x, SIGMA)
     sigma = torch.full((2, 1, 1), SIGMA, dtype=torch.float64)
     tile = x[..., 1:4, 2:5].reshape(2, 9, 1)
     expected = clique.score(tile, sigma).view(2, 1, 3, 3)
@@ -73,7 +74,7 @@ def test_a_tile_of_a_partition_is_denoised_by_itself(clique, x, boundary) -> Non
 
 def test_partitions_average_to_the_mean_of_overlapping_patches(clique, x) -> None:
     scores = [
-        ps.PatchPrior(clique, assembly="partition", boundary="periodic", offset=offset).score(x, SIGMA)
+        ps.PatchPrior(clique, assembly=Partition(offset), boundary="periodic").score(x, SIGMA)
         for offset in product(range(3), range(3))
     ]
     mean = ps.PatchPrior(clique, assembly="mean", boundary="periodic").score(x, SIGMA)
@@ -81,13 +82,12 @@ def test_partitions_average_to_the_mean_of_overlapping_patches(clique, x) -> Non
 
 
 def test_random_offsets_are_uniform_and_reproducible(clique) -> None:
-    prior = ps.PatchPrior(clique, assembly="partition", boundary="periodic")
     generator = torch.Generator().manual_seed(0)
-    offsets = [prior.with_random_offset(generator).offset for _ in range(9 * 200)]
+    offsets = [Partition.random(clique.patch_shape, generator).offset for _ in range(9 * 200)]
     counts = torch.tensor([offsets.count(o) for o in product(range(3), range(3))]).double()
     # Each count is binomial with mean 200 and variance 200 * 8/9.
     assert ((counts - 200) / (200 * 8 / 9) ** 0.5).abs().max() < 4
-    again = prior.with_random_offset(torch.Generator().manual_seed(0)).offset
+    again = Partition.random(clique.patch_shape, torch.Generator().manual_seed(0)).offset
     assert again == offsets[0]
 
 

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from patchscore.errors import InputError
 from patchscore.priors.cliques import Potential, check_tensor, patch_pixels, stack_shape
+from patchscore.priors.registry import register
 
 # Patches and training patches compared at once: 2048 x 4096 distances, 64 MB in float64.
 QUERIES_PER_BLOCK = 4096
 EXAMPLES_PER_BLOCK = 2048
 
 
+@register
 class EmpiricalPatches(Potential):
     """The training patches blurred by the noise: what an infinitely flexible patch network would learn.
 

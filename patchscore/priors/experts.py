@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from patchscore.errors import InputError
 from patchscore.priors.cliques import Potential, check_tensor, patch_pixels, stack_shape
+from patchscore.priors.registry import register
 
 
+@register
 class StudentT(Potential):
     """Filters with heavy-tailed responses, phi(v) = sum_i a_i log(1 + (J_i' v)^2 / 2), a_i > 0.
 
@@ -109,6 +111,7 @@ class StudentT(Potential):
         return filters @ (patches / sigma if self.scale_invariant else patches), filters
 
 
+@register
 class TotalVariation(Potential):
     """Differences d of neighbouring pixels, anisotropic: phi(v) = strength * sum |d|^exponent.
 

@@ -23,12 +23,14 @@ from torch import Tensor, nn
 from patchscore.checks import noise_levels
 from patchscore.errors import InputError
 from patchscore.priors.cliques import Potential, check_tensor, patch_pixels
+from patchscore.priors.registry import register
 from patchscore.randomness import standard_normal
 
 # What rounding makes of a zero, in units of the largest eigenvalue and of the precision.
 ROUNDING = 1000
 
 
+@register
 class GaussianPatches(Potential):
     """The marginal N(mu, C) of a patch, exact at every noise level; assembled by ``"mean"``.
 

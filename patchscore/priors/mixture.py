@@ -21,8 +21,10 @@ from torch import Tensor
 from patchscore.errors import InputError
 from patchscore.priors.cliques import Potential, check_tensor, patch_pixels
 from patchscore.priors.gaussian import eigendecomposition
+from patchscore.priors.registry import register
 
 
+@register
 class GaussianMixture(Potential):
     """A mixture of K Gaussians as the marginal of a patch; assembled by ``"mean"``.
 
