@@ -23,7 +23,7 @@ def noise_levels(sigma: float | Tensor, x: Tensor) -> Tensor:
             raise InputError(
                 f"sigma is {values.tolist()}; a noise level is positive and finite, in the image's unit."
             )
-    sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+    sigma = torch.as_tensor(sigma, dtype=x.real.dtype, device=x.device)
     if sigma.shape not in ((), (1,), (len(x),)):
         raise InputError(
             f"sigma has shape {tuple(sigma.shape)}; expected one number, or one for each of the "

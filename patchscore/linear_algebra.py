@@ -1,5 +1,9 @@
 """Linear algebra of batches of images: each (C, H, W) of a batch (B, C, H, W) is one vector.
 
+A complex image is the vector of its real and imaginary parts, with the real inner product
+
+    <a, b> = Re(sum conj(a) b)
+
 Reference for conjugate gradients: Hestenes and Stiefel, J. Research NBS 49 (1952), equations 3:1.
 """
 
@@ -31,6 +35,21 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 def norm(x: Tensor) -> Tensor:
     """|x| of each image: (B, C, H, W) -> (B,)."""
     return dot(x, x).sqrt()
+
+
+def dimension(x: Tensor) -> int:
+    """How many real numbers an image of (B, C, H, W) has: C H W, twice that if it is complex."""
+    return x[0].numel() * (2 if x.is_complex() else 1)
+
+
+def as_vectors(x: Tensor) -> Tensor:
+    """The real numbers of each image: (B, C, H, W) -> (B, dimension)."""
+    return (torch.view_as_real(x) if x.is_complex() else x).flatten(1)
+
+
+def rms(x: Tensor) -> Tensor:
+    """The root mean square of each image, over all real numbers in it: (B, C, H, W) -> (B,)."""
+    return norm(x) / dimension(x) ** 0.5
 
 
 def largest_eigenvalue(apply: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:

@@ -24,6 +24,9 @@ def seeded(generator: torch.Generator | None) -> torch.Generator:
 
 
 def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    """N(0, I) in the shape, dtype and device of a tensor; drawn where the generator is."""
+    """N(0, I) in the shape, dtype and device of a tensor; drawn where the generator is.
+
+    The real and the imaginary part of a complex number have unit variance each.
+    """
     z = torch.randn(like.shape, dtype=like.dtype, device=generator.device, generator=generator)
-    return z.to(like.device)
+    return (2**0.5 * z if z.is_complex() else z).to(like.device)

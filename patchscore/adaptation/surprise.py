@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from patchscore.checks import check_noise_level
 from patchscore.errors import InputError
+from patchscore.figures import as_html, surprise_figure
 from patchscore.images import ImageSource, numeric_array, training_images
 from patchscore.randomness import standard_normal
 
@@ -157,9 +158,18 @@ class Surprise(NamedTuple):
 
     def plot(self) -> Figure:
         """The noisy image and the map, on which the 95 % mark is a line."""
-        from patchscore.adaptation.figures import surprise_figure
+        title = (
+            f"image: surprise {self.value:.2f} (1: exceeded by 5 % of training images), "
+            f"p = {self.p_value:.2g}"
+        )
+        return surprise_figure(self.y, self.map, title)
 
-        return surprise_figure(self)
+    def __repr__(self) -> str:
+        height, width = self.map.shape
+        return f"Surprise({height} x {width}, value {self.value:.2f}, p = {self.p_value:.2g})"
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
 
 
 def surprise(prior: Scored, y: Any, sigma: float, *, expectation: Expectation | None = None) -> Surprise:

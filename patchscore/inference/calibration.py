@@ -22,6 +22,7 @@ from scipy import stats
 from torch import Tensor
 
 from patchscore.errors import InputError
+from patchscore.figures import as_html, rank_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -170,20 +171,17 @@ class RankHistogram(NamedTuple):
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Counts over what is expected, with the band that holds 99 % of uniform ranks in each bin."""
-        import matplotlib.pyplot as plt
-
-        if ax is None:
-            _, ax = plt.subplots(figsize=(6, 3.5), layout="constrained")
-        total, ranks = self.counts.sum(), self.edges[-1]
+        total = self.counts.sum()
         band = np.array(stats.binom.interval(BAND, total, self.expected / total)) / self.expected
-        x = self.edges / ranks
-        ax.bar(x[:-1], self.counts / self.expected, np.diff(x), align="edge", color="C0", alpha=0.6)
-        ax.stairs(band[1], x, baseline=band[0], fill=True, color="0.3", alpha=0.25, label="99 % band")
-        ax.axhline(1, color="0.3", linewidth=1)
-        ax.set(xlim=(0, 1), xlabel="rank / number of ranks", ylabel="count / expected")
-        ax.set_title(f"{total} ranks among {ranks - 1} draws, p = {self.p_value:.2g}")
-        ax.legend(loc="lower center")
-        return ax
+        title = f"{total} ranks among {self.edges[-1] - 1} draws, p = {self.p_value:.2g}"
+        return rank_axes(self.edges, self.counts / self.expected, band, title, ax)
+
+    def __repr__(self) -> str:
+        ranks, bins = self.counts.sum(), len(self.counts)
+        return f"RankHistogram({ranks:,} ranks in {bins} bins, p = {self.p_value:.2g})"
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
 
 
 def rank_histogram(ranks: Tensor, draws: int, *, bins: int | None = None) -> RankHistogram:

@@ -15,11 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from patchscore.errors import InputError
+from patchscore.figures import as_html, chain_figure, counted, image_size
+from patchscore.inference.mixing import mixing_summary
 from patchscore.storage import load_tensors, save_tensors
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 Keep = Literal["samples", "moments"]
 KIND = "patchscore chain"
+SHOWN = 4  # draws in the figure
 # Of the free memory, what samples may take: the sampler and the user's code need some too.
 SHARE_OF_MEMORY = 0.8
 
@@ -74,10 +78,29 @@ class Chain(NamedTuple):
         return self.variance.sqrt()
 
     def plot(self) -> Figure:
-        """Mean, standard deviation and a few samples of the first image."""
-        from patchscore.inference.figures import chain_figure
+        """Mean, standard deviation and up to four draws of the first image.
 
-        return chain_figure(self)
+        Without any draws, where the chain stands.
+        """
+        center = self.mean if self.draws else self.state
+        name = {0: "state, no draw yet", 1: "the only draw"}.get(self.draws, "mean")
+        draws = {}
+        if self.samples is not None and self.draws > 1:
+            chosen = np.linspace(0, self.draws - 1, min(self.draws, SHOWN)).round().astype(int)
+            draws = {f"draw {k + 1}": self.samples[k] for k in chosen}
+        share = self.acceptance[0].item()
+        accepted = "" if math.isnan(share) else f", {share:.0%} accepted"
+        cost = f"{counted(self.evaluations, 'evaluation')} of the prior, {self.seconds:.3g} s"
+        title = f"{counted(self.draws, 'draw')}{accepted}, {cost}"
+        return chain_figure(center, name, self.std if self.draws > 1 else None, draws, title)
+
+    def __repr__(self) -> str:
+        mixing = "moments only" if self.samples is None else mixing_summary(self.samples)
+        parts = [f"{counted(self.draws, 'draw')} of {image_size(self.state)}", mixing]
+        return f"Chain({', '.join(filter(None, parts))})"
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
 
     def save(self, path: str | Path) -> None:
         """Write everything to a safetensors file, whole or not at all."""

@@ -1,4 +1,4 @@
-"""The largest curvature of a log density, which bounds the steps of all that climbs or walks on it.
+"""The largest curvature of a log density, which limits the step size of optimisers and samplers.
 
     L = max_v |J v| / |v|,    J = the Jacobian of the score
 
@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from patchscore.checks import noise_levels
-from patchscore.linear_algebra import expand, largest_eigenvalue
+from patchscore.linear_algebra import dimension, expand, largest_eigenvalue
 from patchscore.protocols import Bounded, Score
 
 
 def curvature_bound(model: Score, x: Tensor, sigma: float) -> float:
-    """The bound that the model knows (``model.curvature_bound``), else what is measured at x.
+    """The bound that the model knows (``model.curvature_bound``), else the curvature measured at x.
 
-    A learned score may break its bound where it is not the score of any density.
+    A learned score may exceed its bound where it is not the score of any density.
     """
     if isinstance(model, Bounded):
         return model.curvature_bound(sigma)
@@ -31,12 +31,11 @@ def curvature_bound(model: Score, x: Tensor, sigma: float) -> float:
 def curvature(model: Score, x: Tensor, sigma: float | Tensor) -> Tensor:
     """L at x, (B, C, H, W) -> (B,), in one over the squared unit of the image.
 
-    A local value: elsewhere the curvature may be larger.
+    A local value: the curvature may be larger elsewhere.
     """
-    # A difference of this size is lost neither in rounding nor in higher orders (the score bends over
-    # distances of sigma).
+    # Large against rounding, and small against sigma, over which the score bends.
     size: Tensor = torch.finfo(x.dtype).eps ** (1 / 3) * expand(noise_levels(sigma, x))
-    size = size * x[0].numel() ** 0.5
+    size = size * dimension(x) ** 0.5
 
     def jacobian(v: Tensor) -> Tensor:
         difference = model.score(x + size * v, sigma) - model.score(x - size * v, sigma)

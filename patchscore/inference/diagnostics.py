@@ -1,24 +1,19 @@
-"""How far samples can be trusted: mixing of the chains, and agreement with the score itself.
+"""How far samples can be trusted: all diagnostics in one place.
 
-    R-hat^2 = variance of all chains together / variance within a chain                   (mixing)
-    mean of the draws of p(x | y) = y + sigma^2 s(y, sigma)                               (Tweedie)
-    J = J',    J the Jacobian of the score                                  (a gradient has no curl)
+    mean of the draws of p(x | y) = y + sigma^2 s(y, sigma)                 (Tweedie: mean_gap)
+    J = J',    J the Jacobian of the score                                  (a gradient: curl)
 
-Whether the truth is where the samples say is measured in :mod:`patchscore.inference.calibration`, and
-its functions can be had from here.
-
-Reference: Vehtari et al., "Rank-Normalization, Folding, and Localization: An Improved R-hat", Bayesian
-Analysis 16 (2021), equations 1-14 (computed by the package arviz).
+From :mod:`patchscore.inference.mixing`: whether chains have converged (``r_hat``,
+``effective_sample_size``, ``monte_carlo_error``). From :mod:`patchscore.inference.calibration`: whether
+the samples hold the truth as often as they claim (``coverage``, ``rank_statistics``,
+``rank_histogram``).
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +27,8 @@ from patchscore.inference.calibration import (
     rank_statistics,
 )
 from patchscore.inference.chain import Chain
+from patchscore.inference.mixing import effective_sample_size, monte_carlo_error, r_hat
+from patchscore.linear_algebra import as_vectors, dimension, expand, norm, rms
 from patchscore.protocols import Score
 from patchscore.randomness import standard_normal
 
@@ -48,74 +45,6 @@ __all__ = [
     "rank_histogram",
     "rank_statistics",
 ]
-
-Kind = Literal["bulk", "tail", "mean"]
-LEAST_DRAWS = 4  # of each chain, since each is split in two
-
-
-def r_hat(chain: Chain | Tensor) -> Tensor:
-    """R-hat of every pixel, rank-normalised and split: (n, B, C, H, W) -> (C, H, W).
-
-    The B images are chains of one posterior, begun far apart. Near 1 they agree; above 1.01 they have
-    not mixed.
-
-    Parameters
-    ----------
-    chain
-        With its samples; or numbers from them, (n, B, ...), such as ``chain.samples.mean((2, 3, 4))``.
-
-    Raises
-    ------
-    InputError
-        If there are no samples, fewer than 4 draws or 2 chains, or arviz is missing.
-
-    Notes
-    -----
-    Lies if all chains missed the same mode, which is likely where they began at the same place, and for
-    images of different posteriors in one batch. Of many pixels some are above 1.01 by chance: look at
-    the map. Slow directions, such as the brightness of a region, show in no single pixel: test
-    statistics of the image too. NaN where no draw differs. About 1 ms a pixel: thin large images,
-    ``chain.samples[..., ::8, ::8]``.
-    """
-    return _by_trace(chain, 2, _arviz().rhat)
-
-
-def effective_sample_size(chain: Chain | Tensor, kind: Kind = "bulk") -> Tensor:
-    """Independent draws that the B chains are worth together: (n, B, C, H, W) -> (C, H, W).
-
-        B n / (1 + 2 sum_t rho_t),    rho_t the autocorrelation at lag t
-
-    Parameters
-    ----------
-    chain
-        As of :func:`r_hat`; one chain will do.
-    kind
-        ``"bulk"`` of ranks, for the centre of the distribution; ``"tail"``, the lesser of those of
-        the 5 % and the 95 % quantile; ``"mean"``, for the error of the mean.
-
-    Raises
-    ------
-    InputError
-        As of :func:`r_hat`, but for the number of chains, and for an unknown kind.
-
-    Notes
-    -----
-    Lies, far too high, about a chain that has not left its first mode: look at :func:`r_hat` first. An
-    estimate below 100 per chain is itself unsure. NaN where no draw differs.
-    """
-    if kind not in get_args(Kind):
-        raise InputError(f"kind is {kind!r}; choose one of {get_args(Kind)}.")
-    arviz = _arviz()
-    return _by_trace(chain, 1, lambda trace: arviz.ess(trace, method=kind))
-
-
-def monte_carlo_error(chain: Chain | Tensor) -> Tensor:
-    """Standard error of the mean of all draws, std / sqrt(ESS): (n, B, C, H, W) -> (C, H, W).
-
-    Of the B chains of one posterior together, in the unit of the image. Input, errors and lies as of
-    :func:`effective_sample_size`.
-    """
-    return _by_trace(chain, 1, _arviz().mcse)
 
 
 class MeanGap(NamedTuple):
@@ -149,11 +78,11 @@ def mean_gap(
     Parameters
     ----------
     chain
-        Of :func:`sample_denoised`; moments are enough.
+        From :func:`sample_denoised`; moments are enough.
     y, sigma
         The noisy images (B, C, H, W) and their noise level, a number, () or (B,).
     effective_draws
-        Instead of n, if the draws are correlated; see :func:`effective_sample_size`.
+        Replaces n if the draws are correlated; see :func:`effective_sample_size`.
 
     Raises
     ------
@@ -162,10 +91,10 @@ def mean_gap(
 
     Notes
     -----
-    Where z is large, the scores at the levels below sigma are not those of the density that the score at
-    sigma is of, or the sampler is biased; more levels tell the two apart. The square of z is 1 up to
-    about sqrt(2 / m), m the number of pixels that are independent. Fails to see errors in the spread of
-    the samples, and a prior that is wrong at all levels alike.
+    A large z has two possible causes: the scores at lower levels do not belong to the same density as
+    the score at sigma, or the sampler is biased. More levels tell them apart. The square of z is 1 up
+    to about sqrt(2 / m), m the number of independent pixels. It does not see errors in the spread of
+    the samples, nor a prior that is wrong at all levels alike.
     """
     if chain.mean.shape != y.shape:
         raise InputError(
@@ -178,11 +107,10 @@ def mean_gap(
             f"a chain of {chain.draws} draws, {draws} of them effective, has no standard error; draw at "
             "least two."
         )
-    level = noise_levels(sigma, y)[:, None, None, None]
-    tweedie = y + level**2 * prior.score(y, sigma)
-    rms = (chain.mean.to(y) - tweedie).flatten(1).square().mean(1).sqrt()
-    std = chain.variance.to(y).flatten(1).mean(1).sqrt()
-    return MeanGap(rms, rms / std * math.sqrt(draws), rms / std)
+    tweedie = y + expand(noise_levels(sigma, y) ** 2) * prior.score(y, sigma)
+    gap = rms(chain.mean.to(y) - tweedie)
+    std = norm(chain.std.to(gap)) / dimension(y) ** 0.5
+    return MeanGap(gap, gap / std * math.sqrt(draws), gap / std)
 
 
 @torch.no_grad()
@@ -198,14 +126,14 @@ def curl(
 
         |J - J'| / (2 |J|),    |J - J'|^2 = E (u'J v - v'J u)^2,    |J|^2 = E |J v|^2
 
-    in the Frobenius norm; u and v are uniform on the sphere of squared radius d, the number of pixels.
-    J v is from central differences, so that a score is all it takes. Zero for a gradient, 1 for a
-    rotation.
+    in the Frobenius norm, with u and v uniform on the sphere of squared radius d, the number of pixels.
+    J v is computed by central differences, so only a score is needed. The share is 0 for a gradient and 1
+    for a rotation.
 
     Parameters
     ----------
     probes
-        Vectors v, in all pairs; at a cost of two evaluations each.
+        Vectors v, used in all pairs. Each costs two evaluations of the score.
 
     Raises
     ------
@@ -214,54 +142,22 @@ def curl(
 
     Notes
     -----
-    A random estimate, good to about 1 / probes of itself, and a local one. Rounding leaves about 1e-4 in
-    float32 (more if the image is large against sigma) and 1e-9 in float64. Fails to say whether the
-    score is right: zero for every potential, good or bad.
+    A random and local estimate, with a relative error of about 1 / probes. Rounding leaves about 1e-4 in
+    float32 (more if the image is large against sigma) and 1e-9 in float64. It does not tell whether the
+    score is right: it is zero for every potential, good or bad.
     """
     if probes < 2:
-        raise InputError(f"probes is {probes}; antisymmetry takes at least two directions.")
-    size = torch.finfo(x.dtype).eps ** (1 / 3) * noise_levels(sigma, x)[:, None, None, None]
+        raise InputError(f"probes is {probes}; antisymmetry needs at least two directions.")
+    size = torch.finfo(x.dtype).eps ** (1 / 3) * expand(noise_levels(sigma, x))
     v, image = [], []
     for _ in range(probes):
         z = standard_normal(x, generator)
-        z = z * (z[0].numel() / z.square().sum((1, 2, 3), keepdim=True)).sqrt()
+        z = z / expand(rms(z))
         change = model.score(x + size * z, sigma) - model.score(x - size * z, sigma)
-        v.append(z.flatten(1))
-        image.append((change / (2 * size)).flatten(1))
+        v.append(as_vectors(z))
+        image.append(as_vectors(change / (2 * size)))
     vectors, images = torch.stack(v, 1), torch.stack(image, 1)
     products = vectors @ images.mT
     antisymmetric = (products - products.mT).square().sum((1, 2)) / (probes * (probes - 1))
     whole = images.square().sum(2).mean(1).clamp_min(torch.finfo(x.dtype).tiny)
     return (antisymmetric / whole).sqrt() / 2
-
-
-def _by_trace(chain: Chain | Tensor, chains: int, measure: Callable[[np.ndarray], Any]) -> Tensor:
-    """measure(trace) of the trace (chains, draws) of every pixel."""
-    draws = chain if isinstance(chain, Tensor) else chain.samples
-    if draws is None:
-        raise InputError('the chain kept its moments only; draw with keep="samples".')
-    if draws.ndim < 2 or len(draws) < LEAST_DRAWS or draws.shape[1] < chains:
-        raise InputError(
-            f"samples have shape {tuple(draws.shape)}; expected (n, B, ...), at least {LEAST_DRAWS} "
-            f"draws of at least {chains} chains of one posterior: repeat x0 for more chains."
-        )
-    if not bool(draws.isfinite().all()):
-        raise InputError("the samples have values that are NaN or infinite.")
-    traces = draws.detach().reshape(*draws.shape[:2], -1).permute(2, 1, 0).double().cpu().numpy()
-    # Chains that stand still at different places have an infinite R-hat, which is right.
-    with np.errstate(divide="ignore", invalid="ignore"):
-        values = [float(measure(trace)) if np.ptp(trace) > 0 else math.nan for trace in traces]
-    return torch.tensor(values, dtype=torch.float64).view(draws.shape[2:])
-
-
-def _arviz() -> Any:
-    try:
-        with warnings.catch_warnings():
-            # On import, it announces its next release.
-            warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
-            import arviz
-    except ImportError as error:
-        raise InputError(
-            f"arviz cannot be loaded ({error}). Install it with pip install 'patchscore[diagnostics]'."
-        ) from error
-    return arviz

@@ -2,14 +2,13 @@
 
     x <- x + h s(x, sigma)
 
-A prior that is a density needs no regularisation weight: the noise level of the data is all that
-balances the two terms. With a potential, h starts at the step of Barzilai and Borwein, h = |d|^2 / <d,
--g>, for the last change d of the image and g of the score, and is halved until the objective has risen
-by Armijo's rule,
+A prior that is a density needs no regularisation weight: the noise level of the data alone balances
+the two terms. With a potential, h starts at the step of Barzilai and Borwein, h = |d|^2 / <d, -g>, where
+d is the last change of the image and g that of the score, and is halved until Armijo's rule holds:
 
     log p(x + h s) >= log p(x) + c h |s|^2
 
-so the objective never falls. Without one, h = 1 / L with the measured curvature L of the score.
+so the objective never falls. Without a potential, h = 1 / L with the measured curvature L of the score.
 
 References: Barzilai and Borwein, IMA J. Numer. Anal. 8 (1988), equation 5; Nocedal and Wright,
 "Numerical Optimization" (2006), equation 3.4; Fessler, "Score-based priors for image reconstruction"
@@ -29,8 +28,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from patchscore.checks import check_counts
 from patchscore.errors import InputError
+from patchscore.figures import as_html, counted, image_size, solution_figure
 from patchscore.inference.curvature import curvature, curvature_bound
+from patchscore.linear_algebra import dot, expand, rms
 from patchscore.protocols import Density, Score, has_potential
 
 if TYPE_CHECKING:
@@ -50,11 +52,12 @@ class Solution(NamedTuple):
         (rows, B): log p_sigma(x | y) at the start of every noise level and after every step, up to a
         constant that depends on sigma; NaN without a potential.
     residual
-        (rows, B): what was driven to zero, |sigma s(x)| / sqrt(pixels), or the change of x in splitting.
+        (rows, B): what is driven to zero, |sigma s(x)| / sqrt(pixels), or the change of x in splitting.
     sigmas : (rows,), the noise level of the prior
     reason : why it stopped
     evaluations : of the prior, each of the whole batch
     seconds : wall-clock time
+    steps : made, at all noise levels together
     """
 
     x: Tensor
@@ -64,12 +67,23 @@ class Solution(NamedTuple):
     reason: str
     evaluations: int
     seconds: float
+    steps: int = 0
 
     def plot(self) -> Figure:
         """The estimate of the first image, the objective (with a potential) and the residual."""
-        from patchscore.inference.figures import solution_figure
+        cost = f"{counted(self.evaluations, 'evaluation')} of the prior, {self.seconds:.3g} s"
+        title = f"{cost}\n{self.reason}"
+        return solution_figure(self.x, self.objective[:, 0], self.residual[:, 0], self.sigmas, title)
 
-        return solution_figure(self)
+    def __repr__(self) -> str:
+        converged = "converged in " if self.reason.startswith("converged") else ""
+        return (
+            f"Solution({image_size(self.x)}, {converged}{counted(self.steps, 'step')}, "
+            f"{counted(self.evaluations, 'evaluation')}, {self.seconds:.3g} s)"
+        )
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
 
 
 @torch.no_grad()
@@ -82,7 +96,7 @@ def map_estimate(
     max_steps: int = 500,
     progress: bool = True,
 ) -> Solution:
-    """argmax_x log p_sigma(x | y), by gradient ascent, (B, C, H, W) -> Solution.
+    """The MAP estimate argmax_x log p_sigma(x | y), by gradient ascent: (B, C, H, W) -> Solution.
 
     Parameters
     ----------
@@ -92,15 +106,15 @@ def map_estimate(
     x0
         Where to start.
     sigma
-        The noise level of the prior: one, which should be small against the noise of the data and not
-        below what the prior was trained at; or several, from large to small, each started where the one
-        before stopped. Annealing avoids poor local maxima, and the objective can be compared within a
+        The noise level of the prior. One level should be small against the noise of the data, but not
+        below the training range of the prior. Several levels go from large to small, and each starts
+        where the one before stopped; this avoids poor local maxima. Objectives can be compared within a
         level only.
     tolerance
-        Stops when the root mean square of sigma s(x) is below, for every image: the distance of a pixel
-        to the maximum, in units of sigma, as far as the curvature is 1 / sigma^2.
+        Stop when the root mean square of sigma s(x) is below, for every image. If the curvature is 1 /
+        sigma^2, this is the distance of a pixel to the maximum, in units of sigma.
     max_steps
-        At each level.
+        The most steps at each level.
 
     Raises
     ------
@@ -109,15 +123,17 @@ def map_estimate(
 
     Notes
     -----
-    Fails to be a typical image: the maximum is smoother than any sample, and where the posterior has
-    several modes it is the one that is near. It is not the estimate of least squared error either; that
-    is the posterior mean (``prior.denoise``, :func:`sample_denoised`). A learned prior is a density of
-    images blurred by sigma: as sigma falls below its training range, its maximum means less and less.
+    Not a typical image: the maximum is smoother than any sample. If the posterior has several modes, a
+    near one is found, not always the highest. Not the estimate of least squared error: that is the
+    posterior mean (``prior.denoise``, :func:`sample_denoised`). Unreliable for a sigma below the
+    training range of the prior.
     """
     sigmas = _levels(sigma)
-    _check(tolerance, max_steps)
+    check_counts(max_steps=max_steps)
+    if not 0 <= tolerance < math.inf:
+        raise InputError(f"tolerance is {tolerance}; expected a number of at least zero.")
     objective, residual, levels = [], [], []
-    evaluations, reason = 0, ""
+    evaluations, steps, reason = 0, 0, ""
     start = time.perf_counter()
     x = x0
     with tqdm(total=len(sigmas) * max_steps, unit="step", disable=not progress) as bar:
@@ -140,6 +156,7 @@ def map_estimate(
                 bar.update()
             x = climb.x
             evaluations += climb.evaluations
+            steps += climb.steps
     return Solution(
         x,
         np.array(objective),
@@ -148,6 +165,7 @@ def map_estimate(
         reason,
         evaluations,
         time.perf_counter() - start,
+        steps,
     )
 
 
@@ -158,24 +176,23 @@ class _Ascent:
         self.posterior, self.x, self.sigma = posterior, x, sigma
         self.density: Density | None = posterior if has_potential(posterior) else None  # type: ignore[assignment]
         self.score = posterior.score(x, sigma)
-        self.objective = (
-            self.density.log_prob(x, sigma) if self.density else x.new_full((len(x),), math.nan)
-        )
+        unknown = x.real.new_full((len(x),), math.nan)
+        self.objective = self.density.log_prob(x, sigma) if self.density else unknown
         self.stuck = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         self.steps = 0
         self.evaluations = 1
-        if self.density:  # the search corrects it, and what it learns of the curvature is better
-            self.step_size = x.new_full((len(x), 1, 1, 1), 1 / curvature_bound(posterior, x, sigma))
+        if self.density:  # a bound will do: the line search corrects it
+            self.step_size = torch.full_like(unknown, 1 / curvature_bound(posterior, x, sigma))
         else:
-            self.step_size = _over_pixels(1 / curvature(posterior, x, sigma))
+            self.step_size = 1 / curvature(posterior, x, sigma)
 
     @property
     def residual(self) -> Tensor:
         """The root mean square of sigma s(x): (B,)."""
-        return self.sigma * self.score.square().mean((1, 2, 3)).sqrt()
+        return self.sigma * rms(self.score)
 
     def reason(self, tolerance: float, max_steps: int) -> str:
-        """Why it is over, or nothing."""
+        """Why it ends here; empty to go on."""
         arrived = self.residual <= tolerance
         if bool(arrived.all()):
             return f"converged: the residual is below {tolerance:g}"
@@ -189,33 +206,34 @@ class _Ascent:
         """One step along the gradient."""
         self.steps += 1
         x, score = self.x, self.score
-        self.x = x + self.step_size * score if self.density is None else self._search(self.density)
+        h = expand(self.step_size)
+        self.x = x + h * score if self.density is None else self._search(self.density)
         self.score = self.posterior.score(self.x, self.sigma)
         self.evaluations += 1
         if self.density is not None:
             change, bend = self.x - x, score - self.score
-            along = _dot(change, bend)
-            barzilai_borwein = _dot(change, change) / along
-            # Where the objective is not concave along the step, the last step was too careful.
+            along = dot(change, bend)
+            barzilai_borwein = dot(change, change) / along
+            # If the objective is not concave along the step, a longer one can be tried.
             self.step_size = torch.where(along > 0, barzilai_borwein, 2 * self.step_size)
-            self.step_size = torch.where(_over_pixels(self.stuck), 0, self.step_size)
+            self.step_size = torch.where(self.stuck, 0, self.step_size)
 
     def _search(self, density: Density) -> Tensor:
         """Halve the step of each image until its objective has risen enough."""
-        rise = ARMIJO * _dot(self.score, self.score).flatten()
+        rise = ARMIJO * dot(self.score, self.score)
         moving = ~self.stuck
         for _ in range(HALVINGS):
-            trial = self.x + self.step_size * self.score
+            trial = self.x + expand(self.step_size) * self.score
             objective = density.log_prob(trial, self.sigma)
             self.evaluations += 1
-            enough = objective >= self.objective + self.step_size.flatten() * rise
+            enough = objective >= self.objective + self.step_size * rise
             if bool((enough | ~moving).all()):
                 break
-            self.step_size = torch.where(_over_pixels(enough), self.step_size, self.step_size / 2)
+            self.step_size = torch.where(enough, self.step_size, self.step_size / 2)
         risen = moving & enough & (objective > self.objective)
         self.stuck |= ~risen
         self.objective = torch.where(risen, objective, self.objective)
-        return torch.where(_over_pixels(risen), trial, self.x)
+        return torch.where(expand(risen), trial, self.x)
 
 
 def _levels(sigma: float | Sequence[float]) -> list[float]:
@@ -225,21 +243,5 @@ def _levels(sigma: float | Sequence[float]) -> list[float]:
             f"sigma is {sigma}; expected a positive noise level, or several from large to small."
         )
     if any(b > a for a, b in pairwise(levels)):
-        raise InputError(f"the noise levels {levels} rise; anneal from large to small.")
+        raise InputError(f"the noise levels {levels} rise; give them from large to small.")
     return levels
-
-
-def _check(tolerance: float, max_steps: int) -> None:
-    if not 0 <= tolerance < math.inf:
-        raise InputError(f"tolerance is {tolerance}; expected at least zero.")
-    if not (isinstance(max_steps, int) and max_steps > 0):
-        raise InputError(f"max_steps is {max_steps!r}; expected a positive whole number.")
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum((1, 2, 3), keepdim=True)
-
-
-def _over_pixels(values: Tensor) -> Tensor:
-    """(B,) -> (B, 1, 1, 1)."""
-    return values[:, None, None, None]

@@ -1,18 +1,18 @@
-"""Half-quadratic splitting and regularisation by denoising: estimates that see the prior as a denoiser.
+"""Half-quadratic splitting and regularisation by denoising: estimates that use the prior as a denoiser.
 
-With D(z, rho) the denoiser of the prior (its posterior mean under noise rho), half-quadratic splitting
-takes in turn, while rho falls,
+D(z, rho) is the denoiser of the prior (its posterior mean under noise rho). Half-quadratic splitting
+alternates two steps, while rho falls:
 
     z = D(x, rho)                                                              the prior's step
     x = argmax_x  log p(y | x) - |x - z|^2 / (2 rho^2)                         the data's step
 
-which is plug-and-play with a denoiser, and with a maximum in place of D the penalty method of EPLL.
-Regularisation by denoising (RED) looks for the fixed point of both at one noise level,
+This is plug-and-play; with a maximum in place of D it is the penalty method of EPLL. Regularisation by
+denoising (RED) finds the fixed point of both steps at one noise level:
 
     A'(A x - y) / noise_std^2 + weight (x - D(x, sigma)) = 0
 
-and since x - D = -sigma^2 s, with weight 1 / sigma^2 its solution is the stationary point of
-log p(y | x) + log p_sigma(x): here RED needs no weight to be tuned.
+Since x - D = -sigma^2 s, with weight = 1 / sigma^2 the solution is the stationary point of
+log p(y | x) + log p_sigma(x), so there is no weight to tune.
 
 References: Geman and Yang, IEEE TIP 4 (1995), section III; Zhang et al., "Plug-and-Play Image
 Restoration with Deep Denoiser Prior", TPAMI 44 (2022), equations 6-7; Romano, Elad and Milanfar, SIAM J.
@@ -31,9 +31,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from patchscore.checks import check_noise_level
+from patchscore.checks import check_counts, check_noise_level, check_positive
 from patchscore.errors import InputError
 from patchscore.inference.optimize import Solution
+from patchscore.linear_algebra import rms
 from patchscore.protocols import Denoiser, Likelihood
 
 
@@ -55,9 +56,9 @@ def half_quadratic_splitting(
     x0
         Where to start, (B, C, H, W).
     sigmas
-        rho of every step. For denoising, from about noise_std to a tenth of it; for deblurring and
-        inpainting from a large level (a fifth of the range of the image). The schedule is what balances
-        prior and data, so the result hangs on it.
+        rho of every step. For denoising, from about noise_std to a tenth of it. For deblurring and
+        inpainting, from a large level (a fifth of the range of the image). The result depends on this
+        schedule, since it balances prior and data.
 
     Raises
     ------
@@ -66,8 +67,8 @@ def half_quadratic_splitting(
 
     Notes
     -----
-    Fails as the maximiser of anything: only for a fixed rho, and a denoiser that is a maximum, is it
-    one. Its residual is the change of x in units of rho.
+    Not a MAP estimate: it maximises an objective only if rho is fixed and the denoiser is itself a
+    maximum. The residual is the change of x in units of rho.
     """
     if not sigmas:
         raise InputError("sigmas is empty; give the noise level of every step, from large to small.")
@@ -79,8 +80,7 @@ def half_quadratic_splitting(
         previous, x = x, likelihood.proximal(denoiser(x, sigma), 1 / sigma**2)
         residual.append(_change(x, previous, sigma))
     reason = f"all {len(sigmas)} levels of the schedule are done"
-    levels = [*sigmas[:1], *sigmas]
-    return _solution(x, residual, levels, reason, len(sigmas), start)
+    return _solution(x, residual, [*sigmas[:1], *sigmas], reason, start)
 
 
 @torch.no_grad()
@@ -106,10 +106,10 @@ def regularization_by_denoising(
     sigma
         The noise level of the denoiser.
     weight
-        Of the regulariser, in one over the squared unit of the image; 1 / sigma^2 if not given, which
-        makes it the stationary point of the posterior of a score prior.
+        Of the regulariser, in one over the squared unit of the image. The default 1 / sigma^2 gives the
+        stationary point of the posterior of a score prior.
     tolerance
-        Stops when x changes by less, in units of sigma, root mean square.
+        Stop when the root mean square change of x is below, in units of sigma.
 
     Raises
     ------
@@ -118,12 +118,12 @@ def regularization_by_denoising(
 
     Notes
     -----
-    Fails to converge where the denoiser expands distances; the reason then says that the steps ran out.
+    May not converge with a denoiser that expands distances; ``reason`` then says that it was stopped.
     """
     check_noise_level(sigma)
+    check_positive(weight=weight)
+    check_counts(max_steps=max_steps)
     weight = 1 / sigma**2 if weight is None else weight
-    if not 0 < weight < math.inf:
-        raise InputError(f"weight is {weight}; expected a positive number.")
     x, residual = x0, [[math.nan] * len(x0)]
     reason = f"stopped after {max_steps} steps, before x changed by less than {tolerance:g}"
     start = time.perf_counter()
@@ -135,29 +135,18 @@ def regularization_by_denoising(
             if max(residual[-1]) <= tolerance:
                 reason = f"converged: x changes by less than {tolerance:g} in units of sigma"
                 break
-    steps = len(residual) - 1
-    return _solution(x, residual, [sigma] * (steps + 1), reason, steps, start)
+    return _solution(x, residual, [sigma] * len(residual), reason, start)
 
 
 def _change(x: Tensor, previous: Tensor, sigma: float) -> list[float]:
-    change: list[float] = ((x - previous).square().mean((1, 2, 3)).sqrt() / sigma).tolist()
+    change: list[float] = (rms(x - previous) / sigma).tolist()
     return change
 
 
 def _solution(
-    x: Tensor,
-    residual: list[list[float]],
-    sigmas: Sequence[float],
-    reason: str,
-    evaluations: int,
-    start: float,
+    x: Tensor, residual: list[list[float]], sigmas: Sequence[float], reason: str, start: float
 ) -> Solution:
-    return Solution(
-        x,
-        np.full((len(residual), len(x)), math.nan),
-        np.array(residual),
-        np.array(sigmas),
-        reason,
-        evaluations,
-        time.perf_counter() - start,
-    )
+    """With one evaluation of the denoiser in each step."""
+    steps, seconds = len(residual) - 1, time.perf_counter() - start
+    objective = np.full((len(residual), len(x)), math.nan)
+    return Solution(x, objective, np.array(residual), np.array(sigmas), reason, steps, seconds, steps)

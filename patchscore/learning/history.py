@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from patchscore.figures import as_html, counted, loss_axes
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -26,22 +28,11 @@ class History(NamedTuple):
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The loss, step by step and as a running mean, beside the learning rate."""
-        import matplotlib.pyplot as plt
+        return loss_axes(self.loss, self.learning_rate, ax)
 
-        if ax is None:
-            _, ax = plt.subplots(figsize=(7, 4), layout="constrained")
-        steps = np.arange(1, len(self.loss) + 1)
-        window = max(1, len(steps) // 50)
-        smooth = np.convolve(self.loss, np.ones(window) / window, mode="valid")
-        ax.plot(steps, self.loss, color="0.8", linewidth=0.6, label="each step")
-        ax.plot(steps[window - 1 :], smooth, color="C0", label=f"mean of {window} steps")
-        # The first steps are far above the rest and would flatten it.
-        low, high = np.percentile(self.loss, [0, 98])
-        margin = 0.1 * (high - low) + 1e-12
-        ax.set(xlabel="step", ylabel="loss", ylim=(low - margin, high + margin))
-        rate = ax.twinx()
-        rate.plot(steps, self.learning_rate, color="C1", linewidth=1, linestyle="--")
-        rate.set_ylabel("learning rate", color="C1")
-        rate.set_ylim(bottom=0)
-        ax.legend(loc="upper right")
-        return ax
+    def __repr__(self) -> str:
+        last = f", last loss {self.loss[-1]:.4g}" if len(self.loss) else ""
+        return f"History({counted(len(self.loss), 'step')}{last}, {self.seconds:.3g} s)"
+
+    def _repr_html_(self) -> str:
+        return as_html(self)

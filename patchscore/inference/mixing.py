@@ -1,0 +1,151 @@
+"""Whether Markov chains have converged, and what their draws are worth.
+
+    R-hat^2 = variance of all chains together / variance within a chain
+    ESS     = B n / (1 + 2 sum_t rho_t),    rho_t the autocorrelation at lag t of B chains of n draws
+
+Reference: Vehtari et al., "Rank-Normalization, Folding, and Localization: An Improved R-hat", Bayesian
+Analysis 16 (2021), equations 1-14 (computed by the package arviz).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchscore.errors import InputError
+
+Kind = Literal["bulk", "tail", "mean"]
+LEAST_DRAWS = 4  # of each chain, since each is split in two
+
+
+class Sampled(Protocol):
+    """A chain."""
+
+    @property
+    def samples(self) -> Tensor | None:
+        """(n, B, C, H, W), in the order of drawing; None if only moments were kept."""
+
+
+def r_hat(chain: Sampled | Tensor) -> Tensor:
+    """R-hat of every pixel, rank-normalised and split: (n, B, C, H, W) -> (C, H, W).
+
+    The B images have to be chains of one posterior that began far apart. R-hat near 1: the chains agree.
+    Above 1.01: they have not converged.
+
+    Parameters
+    ----------
+    chain
+        A chain with samples, or numbers from them, (n, B, ...): ``chain.samples.mean((2, 3, 4))``.
+        Complex samples give a map for each part, (C, H, W, 2).
+
+    Raises
+    ------
+    InputError
+        If there are no samples, fewer than 4 draws or 2 chains, or arviz is missing.
+
+    Notes
+    -----
+    Too low if all chains missed the same mode, which is likely if they began at the same place.
+    Meaningless for a batch of different posteriors. Of many pixels some are above 1.01 by chance: look
+    at the map. Slow directions, such as the brightness of a region, do not show in single pixels: test
+    statistics of the image too. NaN where all draws are equal. It takes about 1 ms per pixel: use every
+    eighth pixel of large images, ``chain.samples[..., ::8, ::8]``.
+    """
+    return _by_trace(chain, 2, _arviz().rhat)
+
+
+def effective_sample_size(chain: Sampled | Tensor, kind: Kind = "bulk") -> Tensor:
+    """How many independent draws the B chains are worth together: (n, B, C, H, W) -> (C, H, W).
+
+        B n / (1 + 2 sum_t rho_t),    rho_t the autocorrelation at lag t
+
+    Parameters
+    ----------
+    chain
+        As for :func:`r_hat`; one chain is enough.
+    kind
+        ``"bulk"``: of the ranks, for the centre of the distribution. ``"tail"``: the smaller one of the
+        5 % and the 95 % quantile. ``"mean"``: for the error of the mean.
+
+    Raises
+    ------
+    InputError
+        As in :func:`r_hat`, except that one chain is enough; and for an unknown kind.
+
+    Notes
+    -----
+    Far too high for a chain that has not left its first mode: look at :func:`r_hat` first. Below 100 per
+    chain the estimate itself is unreliable. NaN where all draws are equal.
+    """
+    if kind not in get_args(Kind):
+        raise InputError(f"kind is {kind!r}; choose one of {get_args(Kind)}.")
+    arviz = _arviz()
+    return _by_trace(chain, 1, lambda trace: arviz.ess(trace, method=kind))
+
+
+def monte_carlo_error(chain: Sampled | Tensor) -> Tensor:
+    """Standard error of the mean of all draws, std / sqrt(ESS): (n, B, C, H, W) -> (C, H, W).
+
+    Of the B chains of one posterior together, in the unit of the image. Input, errors and limits are
+    those of :func:`effective_sample_size`.
+    """
+    return _by_trace(chain, 1, _arviz().mcse)
+
+
+def mixing_summary(samples: Tensor) -> str:
+    """ESS and R-hat of the first chain, (n, B, C, H, W) -> "ESS 41, R-hat 1.01", in a few milliseconds.
+
+    The lowest ESS and the highest R-hat of two numbers of each draw, its mean and its mean square. R-hat
+    compares the two halves of the chain. Empty without arviz, and below 8 draws.
+    """
+    half = len(samples) // 2
+    if half < LEAST_DRAWS:
+        return ""
+    chain = torch.view_as_real(samples) if samples.is_complex() else samples
+    values = chain[-2 * half :, 0].flatten(1)
+    numbers = torch.stack([values.mean(1), values.square().mean(1)], 1)[:, None]
+    try:
+        least = effective_sample_size(numbers).min().item()
+        most = r_hat(torch.cat([numbers[:half], numbers[half:]], 1)).max().item()
+    except InputError:
+        return ""
+    return f"ESS {least:.0f}, R-hat {most:.2f}"
+
+
+def _by_trace(chain: Sampled | Tensor, chains: int, measure: Callable[[np.ndarray], Any]) -> Tensor:
+    """measure(trace) of the trace (chains, draws) of every pixel."""
+    draws = chain if isinstance(chain, Tensor) else chain.samples
+    if draws is None:
+        raise InputError('the chain kept only its moments; draw with keep="samples".')
+    draws = torch.view_as_real(draws) if draws.is_complex() else draws
+    if draws.ndim < 2 or len(draws) < LEAST_DRAWS or draws.shape[1] < chains:
+        raise InputError(
+            f"samples have shape {tuple(draws.shape)}; expected (n, B, ...), at least {LEAST_DRAWS} "
+            f"draws of at least {chains} chains of one posterior: repeat x0 for more chains."
+        )
+    if not bool(draws.isfinite().all()):
+        raise InputError("the samples have values that are NaN or infinite.")
+    traces = draws.detach().reshape(*draws.shape[:2], -1).permute(2, 1, 0).double().cpu().numpy()
+    # Chains that stand still at different places have an infinite R-hat, which is right.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = [float(measure(trace)) if np.ptp(trace) > 0 else math.nan for trace in traces]
+    return torch.tensor(values, dtype=torch.float64).view(draws.shape[2:])
+
+
+def _arviz() -> Any:
+    try:
+        with warnings.catch_warnings():
+            # On import, arviz announces its next release.
+            warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
+            import arviz
+    except ImportError as error:
+        raise InputError(
+            f"arviz cannot be loaded ({error}). Install it with pip install 'patchscore[diagnostics]'."
+        ) from error
+    return arviz
