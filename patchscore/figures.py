@@ -201,8 +201,8 @@ def _show(ax: Axes, image: np.ndarray, scale: Any, title: str, cmap: str = "gray
 
 def _first(x: Tensor) -> np.ndarray:
     """The first image, (H, W), or (H, W, 3) of three channels."""
-    image = x[0].detach()
-    image = (image.abs() if image.is_complex() else image).double().cpu().numpy()
+    shown = x[0].detach().abs() if x.is_complex() else x[0].detach()
+    image: np.ndarray = shown.double().cpu().numpy()
     return np.moveaxis(image, 0, 2) if len(image) == 3 else image[0]
 
 

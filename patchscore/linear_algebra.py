@@ -9,6 +9,7 @@ Reference for conjugate gradients: Hestenes and Stiefel, J. Research NBS 49 (195
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -49,7 +50,7 @@ def as_vectors(x: Tensor) -> Tensor:
 
 def rms(x: Tensor) -> Tensor:
     """The root mean square of each image, over all real numbers in it: (B, C, H, W) -> (B,)."""
-    return norm(x) / dimension(x) ** 0.5
+    return norm(x) / math.sqrt(dimension(x))
 
 
 def largest_eigenvalue(apply: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ def curl(
         |J - J'| / (2 |J|),    |J - J'|^2 = E (u'J v - v'J u)^2,    |J|^2 = E |J v|^2
 
     in the Frobenius norm, with u and v uniform on the sphere of squared radius d, the number of pixels.
-    J v is computed by central differences, so only a score is needed. The share is 0 for a gradient and 1
+    J v is computed by central differences, so only a score is needed. The share is 0 for a gradient, 1
     for a rotation.
 
     Parameters
