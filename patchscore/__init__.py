@@ -24,13 +24,16 @@ from patchscore.priors.mixture import GaussianMixture
 from patchscore.priors.networks import PatchEnergy, PatchMLP
 from patchscore.priors.prior import PatchPrior
 from patchscore.priors.registry import register
+from patchscore.priors.wrappers import Channelwise, ComplexPrior
 from patchscore.priors.zoo import bundled_priors, load_prior
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Adapted",
+    "Channelwise",
     "Clique",
+    "ComplexPrior",
     "ConvEnergy",
     "EmpiricalPatches",
     "GaussianCliques",

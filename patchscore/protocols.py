@@ -75,6 +75,11 @@ def has_potential(model: Score) -> bool:
     return bool(getattr(model, "has_potential", isinstance(model, Density)))
 
 
+def known_bound(model: Score, sigma: float) -> float:
+    """What the model knows of its curvature, or 1 / sigma^2, which holds if it is blurred by sigma."""
+    return model.curvature_bound(sigma) if isinstance(model, Bounded) else 1 / sigma**2
+
+
 def require_potential(model: Score, what: str) -> Density:
     """The model as a density, or an error that says what needs it."""
     if not has_potential(model):

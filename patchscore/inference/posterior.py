@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from patchscore.protocols import Bounded, Likelihood, Score, has_potential, require_potential
+from patchscore.protocols import Likelihood, Score, has_potential, known_bound, require_potential
 
 
 class Posterior:
@@ -45,6 +45,4 @@ class Posterior:
 
     def curvature_bound(self, sigma: float) -> float:
         """1 / sigma^2, or what the prior knows better, and the bound of the likelihood."""
-        prior = self.prior
-        known = prior.curvature_bound(sigma) if isinstance(prior, Bounded) else 1 / sigma**2
-        return known + self.likelihood.curvature_bound(sigma)
+        return known_bound(self.prior, sigma) + self.likelihood.curvature_bound(sigma)

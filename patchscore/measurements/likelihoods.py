@@ -5,11 +5,15 @@
 
 The argument is the image blurred by noise, x_sigma = x + sigma z, and the likelihood is that of y given
 x_sigma. If nothing is known of x but x_sigma, A x is N(A x_sigma, sigma^2 A A'), which is added to the
-noise; A A' is replaced by |A|^2 I, |A| the largest singular value.
+noise; A A' is replaced by |A|^2 I, where |A| is the largest singular value.
 
-Exact: as sigma tends to zero, for every A. At sigma > 0 the formula is an approximation that widens the
-likelihood: knowing the prior, p(x | x_sigma) is narrower than sigma. For the identity and for masks A A'
-is |A|^2 I, so nothing is lost by the replacement; for other A it widens the likelihood further.
+Exact as sigma tends to zero, for every A. At sigma > 0 it is an approximation that widens the
+likelihood: given the prior, p(x | x_sigma) is narrower than sigma. For the identity and for masks A A'
+is |A|^2 I, so the replacement loses nothing; for other A it widens the likelihood further.
+
+Images and measurements may be complex. Then n has the standard deviation noise_std in its real and in
+its imaginary part, and the gradient is that of :mod:`patchscore.priors.wrappers`: the score is A^H(y -
+A x) over the variance.
 
 Reference: Jalal et al., "Robust Compressed Sensing MRI with Deep Generative Priors", NeurIPS 2021,
 equation 6 (a likelihood that is annealed with the noise level of the prior).
@@ -24,7 +28,7 @@ import torch
 from torch import Tensor
 
 from patchscore.errors import InputError
-from patchscore.linear_algebra import conjugate_gradients, expand, largest_eigenvalue
+from patchscore.linear_algebra import conjugate_gradients, dot, expand, largest_eigenvalue
 from patchscore.measurements.operators import check_adjoint
 from patchscore.protocols import Operator
 from patchscore.randomness import standard_normal
@@ -36,30 +40,29 @@ class GaussianLikelihood:
     Parameters
     ----------
     y
-        The measurement, (B, ...), real. With B = 1 it serves a whole batch of images.
+        The measurement, (B, ...), real or complex. With B = 1 it serves a whole batch of images.
     operator
         Anything with ``A(x)`` and ``A_adjoint(y)``: :class:`Identity` for denoising, a :class:`Mask`, or
-        the physics of another library.
+        the physics of another library. Images are real or complex as A_adjoint(y) is.
     noise_std
-        The noise level of y in its own unit, positive.
+        The noise level of y in its own unit, positive; of complex y, that of the real part, which is
+        that of the imaginary part too.
 
     Raises
     ------
     InputError
-        If y is complex or not finite, noise_std is not positive, or A_adjoint is not the adjoint of A.
+        If y holds integers or is not finite, noise_std is not positive, or A_adjoint is not the adjoint
+        of A.
 
     Notes
     -----
-    Fails where the noise is not Gaussian and white, as in magnitude MRI at low signal. The adjoint is
+    Wrong where the noise is not Gaussian and white, as in magnitude MRI at low signal. The adjoint is
     tested with one pair of random vectors, at construction.
     """
 
     def __init__(self, y: Tensor, operator: Operator, noise_std: float) -> None:
-        if y.is_complex() or not y.is_floating_point():
-            raise InputError(
-                f"y is {y.dtype}; the priors here are of real images. For complex data let the "
-                "operator return real and imaginary parts, torch.view_as_real(A x), and give y likewise."
-            )
+        if not (y.is_floating_point() or y.is_complex()):
+            raise InputError(f"y is {y.dtype}; expected floating-point or complex numbers: y.float().")
         if not bool(y.isfinite().all()):
             raise InputError(
                 "y has values that are NaN or infinite; leave these measurements out, with a Mask or in "
@@ -87,7 +90,7 @@ class GaussianLikelihood:
 
     def variance(self, sigma: float | Tensor) -> Tensor:
         """noise_std^2 + sigma^2 |A|^2, of y given x_sigma: () or (B, 1, 1, 1)."""
-        sigma = torch.as_tensor(sigma, dtype=self.y.dtype, device=self.y.device)
+        sigma = torch.as_tensor(sigma, dtype=self.y.real.dtype, device=self.y.device)
         variance = self.noise_std**2 + (sigma * self.norm) ** 2
         return variance if variance.ndim == 0 else expand(variance)
 
@@ -98,8 +101,8 @@ class GaussianLikelihood:
 
     def log_prob(self, x: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         """-|A x - y|^2 / (2 variance(sigma)): (B, C, H, W) -> (B,)."""
-        misfit = (self.y - self.operator.A(x)).flatten(1).square().sum(1)
-        return -0.5 * misfit / self.variance(sigma).flatten()
+        residual = self.y - self.operator.A(x)
+        return -0.5 * dot(residual, residual) / self.variance(sigma).flatten()
 
     def curvature_bound(self, sigma: float) -> float:
         """|A|^2 / variance(sigma)."""

@@ -16,11 +16,11 @@ class Identity:
     """A = I: denoising."""
 
     def A(self, x: Tensor) -> Tensor:
-        """X itself."""
+        """The image as it is."""
         return x
 
     def A_adjoint(self, y: Tensor) -> Tensor:
-        """Y itself."""
+        """The measurement as it is."""
         return y
 
 
@@ -30,8 +30,13 @@ class Mask:
     Parameters
     ----------
     mask
-        True where a pixel is measured; any shape that broadcasts to (B, C, H, W). What y holds elsewhere
-        is ignored.
+        True where a pixel is measured; any shape that broadcasts to (B, C, H, W). The values of y
+        elsewhere are ignored.
+
+    Raises
+    ------
+    InputError
+        If the mask is not of booleans.
     """
 
     def __init__(self, mask: Tensor) -> None:
@@ -50,7 +55,10 @@ class Mask:
 
 
 def check_adjoint(operator: Operator, x: Tensor, y: Tensor) -> None:
-    """An error unless <A u, v> = <u, A' v> for random u and v, and the shapes fit."""
+    """An error unless <A u, v> = <u, A' v> for random u and v, and the shapes fit.
+
+    <a, b> = Re sum conj(a) b, so images may be real where measurements are complex.
+    """
     image = operator.A(x)
     if image.shape != y.shape:
         raise InputError(
@@ -63,11 +71,13 @@ def check_adjoint(operator: Operator, x: Tensor, y: Tensor) -> None:
     tiny = torch.finfo(y.dtype).tiny
     # With a part along A u the products are large, so that an error of scale shows at any size.
     v = w + a_u * (w.norm() / a_u.norm().clamp_min(tiny))
-    forward, backward = (a_u * v).sum(), (u * operator.A_adjoint(v)).sum()
+    forward = (a_u.conj() * v).real.sum()
+    backward = (u.conj() * operator.A_adjoint(v)).real.sum()
     mismatch = ((forward - backward).abs() / (a_u.norm() * v.norm()).clamp_min(tiny)).item()
     if not mismatch <= math.sqrt(torch.finfo(y.dtype).eps):
         raise InputError(
             f"A_adjoint is not the adjoint of A: <A u, v> = {forward.item():.6g} and <u, A' v> = "
             f"{backward.item():.6g} for random u and v, a mismatch of {mismatch:.2g}; gradients would "
-            "be wrong. Filtered back-projection and pseudo-inverses are no adjoints."
+            "be wrong. Filtered back-projections and pseudo-inverses are not adjoints; the adjoint of "
+            "complex weights has their conjugates."
         )
