@@ -5,9 +5,7 @@
 
 on images of eight kinds, each adapted to by itself, with BM3D beside. With ``--sets``: 1, 3 or 10 noisy
 images of a kind are adapted to at once, and what came of it is used on other images of that kind, beside
-a prior that has learned from the same images without noise, in as many steps. With ``--moving``: which
-weights learn and how fast, on training and held-out images only, which no other table is measured on;
-the strips of two textures are of the same photographs as the test images, but not of the same part.
+a prior that has learned from the same images without noise, in as many steps.
 
 Images are central crops of at most 256 x 256 pixels, but the first texture, document and CT slice are
 whole. They are chosen by content, or evenly spaced in the order of their names. A run that was stopped
@@ -31,7 +29,7 @@ import torch
 from tqdm import tqdm
 
 import patchscore as ps
-from benchmarks.adaptation_jobs import GROUPS, Job, ablation, sets, single
+from benchmarks.adaptation_jobs import GROUPS, Job, sets, single
 from benchmarks.data import NamedImage, prepare_table, read_table, write_table
 from benchmarks.quality import add_noise, prior_digest
 from benchmarks.speed import machine
@@ -53,7 +51,7 @@ class Row(NamedTuple):
     ----------
     group, image, sigma : what is denoised
     learned_from, images : "itself", "noisy" or "clean" images, and how many
-    moving, rate, limit : which weights may move, the first learning rate, and the most seconds
+    rate, limit : the first learning rate, and the most seconds
     seed : of the noise and of the adaptation
     version, input : of the code and the prior that was given; a digest of all clean images of the job
     before, after, bm3d : PSNR in dB, of 255; bm3d is nan where it was not run
@@ -69,7 +67,6 @@ class Row(NamedTuple):
     sigma: float
     learned_from: str
     images: int
-    moving: str
     rate: float
     limit: float
     seed: int
@@ -120,28 +117,24 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    table = parser.add_mutually_exclusive_group()
-    table.add_argument("--sets", action="store_true", help="noisy images of a kind, beside clean ones")
-    table.add_argument("--moving", action="store_true", help="which weights learn, and how fast")
+    parser.add_argument("--sets", action="store_true", help="noisy images of a kind, beside clean ones")
     parser.add_argument("--prior", default="natural-gray", metavar="NAME|FILE")
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=GROUPS, metavar="GROUP")
     parser.add_argument("--sigmas", nargs="+", type=float, help="default: 15 25 50; 25 of other tables")
     parser.add_argument("--seconds", type=float, default=60.0, help="the most, of one adaptation")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help=f"default: {RESULTS}/adaptation[-sets|-moving].csv")
+    parser.add_argument("--out", type=Path, help=f"default: {RESULTS}/adaptation[-sets].csv")
     options = parser.parse_args()
 
-    alone = not (options.sets or options.moving)
-    jobs_of = sets if options.sets else ablation if options.moving else single
-    suffix = "-sets" if options.sets else "-moving" if options.moving else ""
-    out = options.out or RESULTS / f"adaptation{suffix}.csv"
+    jobs_of = sets if options.sets else single
+    out = options.out or RESULTS / f"adaptation{'-sets' if options.sets else ''}.csv"
     prepare_table(out)
-    sigmas = options.sigmas or ([15.0, 25.0, 50.0] if alone else [25.0])
+    sigmas = options.sigmas or ([25.0] if options.sets else [15.0, 25.0, 50.0])
     settings = Settings(ps.load_prior(options.prior), options.seed, options.seconds)
     jobs = [job for group in options.groups for sigma in sigmas for job in jobs_of(group, sigma)]
     rows = measure(jobs, settings, out)
-    by = ("group", "sigma") if alone else ("group", "sigma", "images", "learned_from")
-    print(summary(rows, ("moving", "rate", "group") if options.moving else by))
+    by = ("group", "sigma", "images", "learned_from") if options.sets else ("group", "sigma")
+    print(summary(rows, by))
 
 
 def measure(jobs: Sequence[Job], settings: Settings, out: Path) -> list[Row]:
@@ -172,7 +165,6 @@ def run(job: Job, keys: Sequence[Key], settings: Settings) -> list[Row]:
         generator=torch.Generator().manual_seed(settings.seed),
         max_seconds=settings.limit,
         learning_rate=job.rate,
-        moving=job.moving,
         progress=False,
     )
     learned = [from_noisy(adapted, report)]
@@ -276,7 +268,7 @@ def _keys(job: Job, settings: Settings, version: str) -> list[Key]:
     """The first columns of the rows of a job, in their order."""
     content = b"".join(image.pixels.tobytes() for image in (*job.shown, *job.tests))
     digest = hashlib.sha256(content).hexdigest()[:12]
-    end = job.moving, job.rate, settings.limit, settings.seed, version, digest
+    end = job.rate, settings.limit, settings.seed, version, digest
     kinds = ("noisy", "clean") if job.also_clean else ("itself",)
     return [
         (job.group, image.name, job.sigma, kind, len(job.shown), *end)

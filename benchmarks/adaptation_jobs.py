@@ -17,7 +17,6 @@ from skimage import data
 from benchmarks.data import NamedImage
 from benchmarks.robustness.sets import middle, test_images
 from patchscore.adaptation.adapt import adapt
-from patchscore.adaptation.moving import Moving
 from patchscore.evaluation.baselines import has_bm3d
 
 SIDE = 256
@@ -30,18 +29,11 @@ SPACED = {
 }
 GROUPS = *SPACED, "buildings", "documents", "textures", "MRI", "CT"
 BUILDINGS = {"set12": ("02",), "bsd68": ("test021", "test022", "test044")}
-# Of the 20 documents: those of --moving, those that --sets learns from, and those for tests.
-MOVING_DOCUMENTS, SHOWN_DOCUMENTS = 2, 12
+# Of the 20 documents: some for no table, those that --sets learns from, and those for tests.
+UNUSED_DOCUMENTS, SHOWN_DOCUMENTS = 2, 12
 COUNTS = 1, 3, 10
 TESTS_OF_A_SET = 4
 RATE: float = signature(adapt).parameters["learning_rate"].default
-# Gains are of the order of one, weights of a tenth.
-TRIED_RATES: dict[Moving, tuple[float, ...]] = {
-    "all": (5e-4, 1e-3, 2e-3),
-    "upper": (5e-4, 1e-3, 2e-3),
-    "gains": (2e-3, 8e-3, 32e-3),
-    "low-rank": (2e-3, 8e-3, 32e-3),
-}
 
 
 class Job(NamedTuple):
@@ -54,7 +46,6 @@ class Job(NamedTuple):
     sigma: float
     shown: list[NamedImage]
     tests: list[NamedImage]
-    moving: Moving = "all"
     rate: float = RATE
     also_clean: bool = False
     with_rival: bool = False
@@ -75,34 +66,12 @@ def sets(group: str, sigma: float) -> Iterator[Job]:
             tests = load(f"{folder}/test", TESTS_OF_A_SET)
         case "documents":
             documents = load("documents", ALL)
-            shown = documents[MOVING_DOCUMENTS:SHOWN_DOCUMENTS]
+            shown = documents[UNUSED_DOCUMENTS:SHOWN_DOCUMENTS]
             tests = documents[SHOWN_DOCUMENTS:][:: (20 - SHOWN_DOCUMENTS) // TESTS_OF_A_SET]
         case _:
             return
     for count in COUNTS:
         yield Job(group, sigma, shown[:count], tests, also_clean=True)
-
-
-def ablation(group: str, sigma: float) -> Iterator[Job]:
-    """Which weights and rates, on images that no other table is measured on."""
-    match group:
-        case "photographs":
-            chosen = load("bsd400", ALL)[::10][::20]
-        case "documents":
-            chosen = load("documents", ALL)[:MOVING_DOCUMENTS]
-        case "textures":
-            chosen = [
-                NamedImage(f"{name}, top", np.ascontiguousarray(pixels[: SIDE // 2]))
-                for name, pixels in bundled("grass", "gravel")
-            ]
-        case "MRI" | "CT":
-            chosen = load(f"{'mri_brain' if group == 'MRI' else 'ct_chest'}/train", 1)
-        case _:
-            return
-    for image in chosen:
-        for moving, rates in TRIED_RATES.items():
-            for rate in rates:
-                yield Job(group, sigma, [image], [image], moving, rate)
 
 
 def images(group: str) -> list[NamedImage]:

@@ -20,9 +20,9 @@ from patchscore.checks import check_noise_level
 from patchscore.denoising import denoise
 from patchscore.errors import InputError
 from patchscore.files import ImageFile, check_writable, image_files, read_image, write_image
-from patchscore.images import numeric_array, training_images
+from patchscore.images import training_images
 from patchscore.learning.fit import fit
-from patchscore.measurements.noise import estimated_sigma
+from patchscore.measurements.noisy_image import NoisyImage
 from patchscore.priors.convolutional import ConvEnergy
 from patchscore.priors.networks import PatchEnergy
 from patchscore.priors.prior import PatchPrior
@@ -226,28 +226,23 @@ def _denoise_file(
     plain = ImageFile(image.pixels)
     if std is not None:
         check_writable(std, plain, dtype=np.float32)
-    channel_axis = None if image.pixels.ndim == 2 else -1
-    sigma = options.sigma
-    if sigma is None:
-        sigma = estimated_sigma(numeric_array(image.pixels, name=source.name), channel_axis) or None
-        tqdm.write(f"{source.name}: estimated noise level {sigma or 0:.3g}")
+    noisy = NoisyImage.of(
+        image.pixels,
+        options.sigma,
+        channel_axis=None if image.pixels.ndim == 2 else -1,
+        name=source.name,
+    )
+    if options.sigma is None:
+        tqdm.write(f"{source.name}: estimated noise level {noisy.sigma:.3g}")
     generator = torch.Generator().manual_seed(options.seed)
-    if options.adapt and sigma is not None:
-        by_channel = prior.network.channels == 1 and channel_axis is not None
-        noisy = list(np.moveaxis(image.pixels, -1, 0)) if by_channel else [image.pixels]
-        prior, report = adapt(prior, noisy, sigma, generator=generator)
+    if options.adapt and noisy.sigma > 0:
+        prior, report = adapt(prior, noisy, generator=generator)
         tqdm.write(f"{source.name}: {report}")
     if std is None:
-        estimate = denoise(image.pixels, sigma, prior=prior, channel_axis=channel_axis)
+        estimate = denoise(noisy, prior=prior)
     else:
         estimate, deviation = denoise(
-            image.pixels,
-            sigma,
-            prior=prior,
-            channel_axis=channel_axis,
-            return_std=True,
-            samples=options.samples or 16,
-            generator=generator,
+            noisy, prior=prior, return_std=True, samples=options.samples or 16, generator=generator
         )
         write_image(std, plain._replace(pixels=deviation), dtype=np.float32)
     write_image(target, image._replace(pixels=estimate), dtype=image.pixels.dtype)

@@ -14,6 +14,7 @@ import patchscore as ps
 from benchmarks.surprise import auc, store
 from patchscore.adaptation import surprise as module
 from patchscore.adaptation.surprise import KEY, SCALES, Expectation, Law, expect, p_value, surprise
+from patchscore.measurements.noisy_image import NoisyImage
 from patchscore.priors.convolutional import ConvEnergy
 
 SIDE = 64
@@ -68,7 +69,7 @@ def test_contrasts_of_a_cosine():
     amplitude, sigma, waves = 30.0, 5.0, 6
     omega = np.pi * waves / SIDE
     y = np.cos(omega * (np.arange(SIDE) + 0.5)) * np.ones((SIDE, 1)) * amplitude + 7
-    whole, _ = module._features(Silent(), torch.from_numpy(y)[None, None], sigma)
+    whole, _ = module._features(Silent(), NoisyImage.of(y, sigma))
     passed = 1 - np.exp(-((np.array(SCALES) * omega) ** 2) / 2)
     contrasts = np.log(amplitude**2 / 2 * passed**2 / sigma**2 + 0.01)
     np.testing.assert_allclose(whole[:-1], contrasts, rtol=0, atol=1e-10)
@@ -80,7 +81,7 @@ def test_contrasts_of_a_cosine():
 def test_local_energy_is_what_stein_says(gain, sigma, field):
     """E e = tr((I - G) R) / n with R = K_prior^-1 K_draws under noise; 1 - tr G / n where R = I."""
     y = noisy(draws(field, 200, seed=3, gain=gain), sigma, seed=4)
-    found = [module._features(field, image[None], sigma)[0][-1] for image in y]
+    found = [module._features(field, NoisyImage.of(image[0], sigma))[0][-1] for image in y]
     variance = field.power_spectrum + sigma**2
     ratio = (gain**2 * field.power_spectrum + sigma**2) / variance
     circulant = torch.fft.ifft2(ratio).real.numpy()
@@ -221,7 +222,7 @@ def test_it_is_kept_with_the_prior(prior, field, tmp_path):
 
 def test_errors_teach(prior, expected, normal, field):
     y = normal(SIDE, SIDE)
-    with pytest.raises(ps.InputError, match=r"does not know what to expect.*expect"):
+    with pytest.raises(ps.InputError, match=r"no entry \"surprise\".*expect"):
         surprise(prior, y, 0.5)
     for shape in ((SIDE - 1, SIDE), (2, 1, SIDE, SIDE), (1, SIDE, SIDE)):
         with pytest.raises(ps.InputError, match=r"y has shape .*at least 64 x 64"):

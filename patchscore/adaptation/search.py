@@ -1,12 +1,12 @@
-"""Descent on the estimated risk of noisy images: two halves of the pixels teach, and judge each other.
+"""Descent on the estimated risk of noisy images, cross-validated between two halves of the pixels.
 
-    loss = sum_i c_i sigma^2 s_i^2 + sigma^2 b' (s(y + e b) - s(y - e b)) / e       per pixel that counts
+    loss = sum_i c_i sigma^2 s_i^2 + sigma^2 b' (s(y + e b) - s(y - e b)) / e      per pixel that counts
 
-is Stein's estimate on a crop, in units of sigma^2 and up to a constant: b are random signs on the pixels
-with c_i = 1, and zeros elsewhere. Of two descents each sees the loss of one half of the pixels, in
-blocks, and the gain of its weights is measured on the other half. So every pixel judges weights that it
-did not teach. What is kept is the mean of both weights, in which what each learned of the noise of its
-half counts half: the gain that is measured is, if anything, below that of the mean.
+This is Stein's estimate on a crop, in units of sigma^2 and up to a constant; b holds random signs on the
+pixels with c_i = 1, and zeros elsewhere. There are two descents. Each sees the loss of one half of the
+pixels, in blocks, and the gain of its weights is measured on the other half, so no pixel evaluates
+weights that it trained. The average of both weights is kept. It has fitted the noise of each half only
+half as much, so its gain is, if anything, above the measured one.
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from patchscore.adaptation.moving import Chart
 from patchscore.adaptation.risk import DIFFERENCE, Gain, Response, estimated_gain, random_signs, respond
 from patchscore.learning.soap import SOAP
+from patchscore.measurements.noisy_image import NoisyImage
 from patchscore.priors.prior import PatchPrior
 
+PROBES = 2
 BLOCK = 16
 CROP = 128
 STEPS_BETWEEN_CHECKS = 15
 WARMUP = 10
 AVERAGE = 0.9
-# A check without a better bound sends the descent back, at half the rate; so many of them end it.
+# After a check without a better bound the descent restarts from the best weights, at half the rate.
 HALVINGS = 4
 STANDARD_ERRORS = 2.0
 
 
 class Check(NamedTuple):
-    """The gain after so many steps, as a share of the risk before, and how well it is known.
+    """The gain after some steps, as a fraction of the risk before.
 
-    ``error`` is its standard error, and ``doubt`` what the uncertainty of sigma may make of it.
+    ``error`` is its standard error, and ``doubt`` the gain that an error of sigma could simulate.
     """
 
     learning_rate: float
@@ -50,45 +51,56 @@ class Check(NamedTuple):
 
     @property
     def bound(self) -> float:
-        """The gain that is certain: checks are compared by it, and it has to be positive."""
+        """A lower bound of the gain: checks are compared by it, and it has to be positive."""
         return self.gain - STANDARD_ERRORS * self.error - self.doubt
 
+    def __str__(self) -> str:
+        return f"{100 * self.gain:.1f} +- {100 * self.error:.1f} %"
 
-class NoisyImage(NamedTuple):
-    """An image (1, C, H, W) at its noise level, its probes, and the half of a pixel, (H, W) bool."""
+
+class SplitImage(NamedTuple):
+    """An image (1, C, H, W) as a prior sees it, its probes, and the half of each pixel, (H, W) bool."""
 
     y: Tensor
     sigma: float
     probes: Tensor
     half: Tensor
 
+    @classmethod
+    def of(cls, image: NoisyImage, prior: PatchPrior, generator: torch.Generator) -> SplitImage:
+        """Draw the halves, then the probes."""
+        seen = image.seen_by(prior)
+        half = random_halves(seen.y.shape[2], seen.y.shape[3], generator).to(seen.y.device)
+        return cls(seen.y, seen.sigma, random_signs(PROBES, seen.y, generator), half)
+
+
+Weights = dict[str, Tensor]
+
 
 class Search:
-    """The two descents: what was tried, and the best weights so far, of no steps at first."""
+    """The two descents, every check, and the best weights so far (the given ones at first)."""
 
     def __init__(
         self,
         prior: PatchPrior,
-        chart: Chart,
-        images: Sequence[NoisyImage],
+        images: Sequence[SplitImage],
         before: Sequence[Response],
         rate: float,
         sigma_error: float,
         generator: torch.Generator,
     ) -> None:
         self.given = prior
-        self.chart = chart
         self.sigma_error = sigma_error
         self.images = images
         self.before = before
-        self.descents = [_Descent(prior, chart, rate, half, generator) for half in (False, True)]
+        self.descents = [_Descent(prior, rate, half, generator) for half in (False, True)]
         self.best = Check(rate, 0, 0.0, 0.0, 0.0)
-        self.best_places = [descent.averaged_copy() for descent in self.descents]
+        self.best_weights = [descent.averaged_copy() for descent in self.descents]
         self.checks: list[Check] = []
         self.ended = "all steps were taken"
 
     def run(self, max_steps: int, deadline: float, bar: tqdm) -> None:
-        """Descend until it gains no more, all steps are taken, or time is up; the last check counts."""
+        """Descend until there is no more gain, no step or no time left; the last check counts."""
         step = halvings = 0
         while step < max_steps and time.perf_counter() < deadline:
             for _ in range(min(STEPS_BETWEEN_CHECKS, max_steps - step)):
@@ -101,108 +113,89 @@ class Search:
             if not self._better(step, bar):
                 halvings += 1
                 if halvings == HALVINGS:
-                    self.ended = "it gained no more"
+                    self.ended = "there was no more gain"
                     return
-                for descent, place in zip(self.descents, self.best_places, strict=True):
-                    descent.go_back(place)
+                for descent, weights in zip(self.descents, self.best_weights, strict=True):
+                    descent.go_back(weights)
         if step < max_steps:
             self.ended = f"time was up after {step} steps"
 
     def adapted(self) -> PatchPrior:
-        """The prior with the mean of the best weights of both halves."""
-        first, second = (self.chart.weights(place) for place in self.best_places)
-        return self._with({name: (w + second[name]) / 2 for name, w in first.items()})
+        """The prior with the average of the best weights of both halves."""
+        first, second = self.best_weights
+        return self.with_weights({name: (w + second[name]) / 2 for name, w in first.items()})
+
+    def with_weights(self, weights: Weights) -> PatchPrior:
+        """The given prior with other weights."""
+        prior = copy.deepcopy(self.given).requires_grad_(False)
+        prior.network.load_state_dict(weights, strict=False)
+        return prior
 
     def _better(self, step: int, bar: tqdm) -> bool:
         """Measure the gain, and keep the weights if its bound is the best so far."""
         gains = []
         for descent in self.descents:
-            view = self._with(self.chart.weights(descent.averaged))
+            view = self.with_weights(descent.averaged)
             for image, old in zip(self.images, self.before, strict=True):
                 y, sigma, probes, half = image
-                judges = half != descent.half
                 new = respond(view, y, sigma, probes)
-                gains.append(estimated_gain(new, old, y, sigma, probes, judges))
+                gains.append(estimated_gain(new, old, y, sigma, probes, half != descent.half))
         total = Gain(*(sum(values) for values in zip(*gains, strict=True)))
-        # A risk estimated near or below zero, of a few pixels, is no scale.
+        # On few pixels the estimated risk may be near zero or negative, and is then no scale.
         risk = max(total.risk, total.pixels / 1000)
-        rate = self.descents[0].rate
         doubt = 4 * self.sigma_error * abs(total.trace) / risk
+        rate = self.descents[0].rate
         check = Check(rate, step, total.gain / risk, math.sqrt(total.variance) / risk, doubt)
         self.checks.append(check)
-        bar.set_postfix_str(f"gain {100 * check.gain:.1f} +- {100 * check.error:.1f} %")
-        # No error can fall by more than itself: beyond that the risk itself is wrong.
+        bar.set_postfix_str(f"gain {check}")
+        # No error can fall by more than itself: beyond that the risk estimate is wrong.
         better = math.isfinite(check.bound) and self.best.bound < check.bound and check.gain < 1
         if better:
             self.best = check
-            self.best_places = [descent.averaged_copy() for descent in self.descents]
+            self.best_weights = [descent.averaged_copy() for descent in self.descents]
         return better
-
-    def _with(self, weights: dict[str, Tensor]) -> PatchPrior:
-        prior = copy.deepcopy(self.given).requires_grad_(False)
-        prior.network.load_state_dict(weights, strict=False)
-        return prior
 
 
 class _Descent:
-    """Steps of SOAP on random crops of the noisy images, from the prior that was given.
+    """Steps of SOAP on random crops of the noisy images, starting from the given prior.
 
-    Only pixels of one half count, and their number is what ``half`` is in :class:`NoisyImage`.
+    Only the pixels of one half count: those where the ``half`` of a :class:`SplitImage` is this one.
     """
 
-    def __init__(
-        self,
-        prior: PatchPrior,
-        chart: Chart,
-        rate: float,
-        half: bool,
-        generator: torch.Generator,
-    ) -> None:
+    def __init__(self, prior: PatchPrior, rate: float, half: bool, generator: torch.Generator) -> None:
         self.prior = copy.deepcopy(prior).requires_grad_(False)
-        self.chart = chart
-        self.place = [nn.Parameter(tensor.clone()) for tensor in chart.start]
-        self.averaged = [tensor.clone() for tensor in chart.start]
-        self.optimizer = SOAP(self.place, lr=rate)
+        self.prior.network.requires_grad_()
+        self.averaged = {n: p.detach().clone() for n, p in self.prior.network.named_parameters()}
+        self.optimizer = SOAP(self.prior.network.parameters(), lr=rate)
         self.rate = rate
         self.half = half
         self.generator = generator
         self.step = 0
 
-    def update(self, images: Sequence[NoisyImage]) -> None:
+    def update(self, images: Sequence[SplitImage]) -> None:
         """One step on one crop."""
         self.optimizer.param_groups[0]["lr"] = self.rate * min(1.0, (self.step + 1) / WARMUP)
         self.optimizer.zero_grad()
-        self._learn(images)
+        self._loss(images).backward()
         self.optimizer.step()
         self.step += 1
         decay = min(AVERAGE, self.step / (self.step + 9))
-        for averaged, tensor in zip(self.averaged, self.place, strict=True):
-            averaged.lerp_(tensor.detach(), 1 - decay)
+        for name, weight in self.prior.network.named_parameters():
+            self.averaged[name].lerp_(weight.detach(), 1 - decay)
 
-    def averaged_copy(self) -> list[Tensor]:
-        """The place to be judged, as it is now."""
-        return [tensor.clone() for tensor in self.averaged]
+    def averaged_copy(self) -> Weights:
+        """The averaged weights, as they are now."""
+        return {name: tensor.clone() for name, tensor in self.averaged.items()}
 
-    def go_back(self, place: Sequence[Tensor]) -> None:
-        """To an earlier place, at half the rate, without the moments of what led astray."""
+    def go_back(self, weights: Weights) -> None:
+        """Restart from earlier weights, at half the rate and without the moments of the optimiser."""
         self.rate /= 2
         self.optimizer.state.clear()
-        for tensor, averaged, earlier in zip(self.place, self.averaged, place, strict=True):
-            tensor.data.copy_(earlier)
-            averaged.copy_(earlier)
+        for name, weight in self.prior.network.named_parameters():
+            weight.data.copy_(weights[name])
+            self.averaged[name].copy_(weights[name])
 
-    def _learn(self, images: Sequence[NoisyImage]) -> None:
-        """The gradient of the loss: first by the weights, and then by their coordinates."""
-        weights = self.chart.weights(self.place)
-        network = {name: self.prior.network.get_parameter(name) for name in weights}
-        for name, parameter in network.items():
-            parameter.data.copy_(weights[name])
-            parameter.grad = None
-            parameter.requires_grad_()
-        self._loss(images).backward()
-        torch.autograd.backward(list(weights.values()), [p.grad for p in network.values()])
-
-    def _loss(self, images: Sequence[NoisyImage]) -> Tensor:
+    def _loss(self, images: Sequence[SplitImage]) -> Tensor:
         """Stein's estimate on a crop, per pixel that counts, in units of sigma^2, up to a constant."""
         y, sigma, counts = self._crop(images)
         b = random_signs(1, y, self.generator) * counts
@@ -211,10 +204,10 @@ class _Descent:
         trace = sigma * (b * (ahead - behind)).sum() / (2 * step)
         return ((counts * ((ahead + behind) / 2).square()).sum() + 2 * trace) / counts.sum()
 
-    def _crop(self, images: Sequence[NoisyImage]) -> tuple[Tensor, float, Tensor]:
+    def _crop(self, images: Sequence[SplitImage]) -> tuple[Tensor, float, Tensor]:
         """A crop of an image, drawn by its size, and the pixels in it that count, as a mask of floats.
 
-        Those of the other half do not, nor those within half a patch of where the image was cut.
+        Pixels of the other half do not count, nor those within half a patch of a cut through the image.
         """
         sizes = torch.tensor([image.half.numel() for image in images], dtype=torch.float64)
         while True:

@@ -25,17 +25,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from patchscore.checks import check_noise_level
 from patchscore.errors import InputError
 from patchscore.figures import as_html, surprise_figure
-from patchscore.images import ImageSource, numeric_array, training_images
+from patchscore.images import ImageSource, training_images
+from patchscore.measurements.noisy_image import NoisyImage
+from patchscore.protocols import Score
 from patchscore.randomness import standard_normal
 
 if TYPE_CHECKING:
@@ -48,13 +48,6 @@ WINDOW = 20.0  # of the map: the standard deviation of a Gaussian, in pixels
 SMALLEST = 64
 FOLDS = 5
 LEVEL = 0.95
-
-
-class Scored(Protocol):
-    """What is asked of a prior: a score of (B, C, H, W) images."""
-
-    def score(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """grad log p_sigma(x)."""
 
 
 class Law(NamedTuple):
@@ -172,22 +165,24 @@ class Surprise(NamedTuple):
         return as_html(self)
 
 
-def surprise(prior: Scored, y: Any, sigma: float, *, expectation: Expectation | None = None) -> Surprise:
+def surprise(
+    prior: Score, y: Any, sigma: float | None = None, *, expectation: Expectation | None = None
+) -> Surprise:
     """Compare a noisy image with the images that the prior was trained on.
 
-    It costs one evaluation of the score. For a prior that is invariant to amplitude and brightness,
-    that of a y + c at a sigma is that of y at sigma.
+    It costs one evaluation of the score. For a prior that is invariant to amplitude and brightness, the
+    surprise of a y + c at noise level a sigma equals that of y at sigma.
 
     Parameters
     ----------
     prior
-        Anything with a ``score``; one of :class:`~patchscore.priors.prior.PatchPrior` whose card has
-        an expectation, as those of the bundled priors have, or any with the argument of that name.
+        Anything with a ``score``: a :class:`~patchscore.priors.prior.PatchPrior` whose card holds an
+        expectation, as those of the bundled priors do, or any other with the argument ``expectation``.
     y
         (H, W), or (1, C, H, W) with the channels of the prior: an array or tensor in any unit, at least
-        64 pixels wide and high.
+        64 pixels wide and high. A gray prior sees each channel by itself.
     sigma
-        The standard deviation of its white Gaussian noise, in the unit of y.
+        The standard deviation of its white Gaussian noise, in the unit of y; estimated if not given.
     expectation
         What is expected of training images, from :func:`expect`. By default that of the card.
 
@@ -199,35 +194,38 @@ def surprise(prior: Scored, y: Any, sigma: float, *, expectation: Expectation | 
 
     Notes
     -----
-    Calibrated for images like the training images, also in size, with white noise, on average over the
-    noise levels of the expectation, and but for the error of the cross-validation (a fixed level near
-    one of its ends may be off). A wrong noise level surprises too. Images that have the contrasts of a
-    photograph at all scales are not told from one: a p-value that is not small proves nothing.
+    Calibrated, up to the error of cross-validation, for images like the training images, also in size,
+    with white noise, on average over the noise levels of the expectation; at one fixed level near the
+    ends of that range it may be off. A wrong noise level also raises the surprise. An image with the
+    contrasts of a photograph at all scales cannot be told from one: a large p-value proves nothing.
     """
-    check_noise_level(sigma)
     if expectation is None:
         card = getattr(prior, "card", {})
         if KEY not in card:
             raise InputError(
-                "this prior does not know what to expect: its card has no entry "
-                f'"{KEY}". Make one from images like those that it was trained on: '
+                f'the card of this prior has no entry "{KEY}", so there is nothing to compare with. '
+                "Make one from images like its training images: "
                 f'prior.card["{KEY}"] = patchscore.expect(prior, images, sigmas=(low, high)).card().'
             )
         expectation = Expectation.from_card(card[KEY])
-    pixels = numeric_array(y, name="y").astype(np.float64)
-    pixels = pixels[None, None] if pixels.ndim == 2 else pixels
-    if pixels.ndim != 4 or len(pixels) != 1 or min(pixels.shape[2:]) < SMALLEST:
+    shape = y.pixels.shape if isinstance(y, NoisyImage) else np.shape(y)
+    stacked = len(shape) == 4 and shape[0] == 1
+    whole_image = isinstance(y, NoisyImage) or len(shape) == 2 or stacked
+    if not whole_image or min(shape[-2:]) < SMALLEST:
         raise InputError(
-            f"y has shape {np.shape(y)}; expected one image, (H, W) or (1, C, H, W), with at least "
-            f"{SMALLEST} x {SMALLEST} pixels: smaller ones are too few for its coarse contrasts."
+            f"y has shape {shape}; expected one image, (H, W) or (1, C, H, W), with at least "
+            f"{SMALLEST} x {SMALLEST} pixels: the coarse contrasts need that many."
         )
-    whole, windows = _features(prior, torch.from_numpy(pixels), float(sigma))
+    noisy = NoisyImage.of(y[0] if stacked else y, sigma, channel_axis=0 if stacked else None, name="y")
+    if noisy.sigma == 0:
+        raise InputError("no noise was found in y; give sigma if there is some.")
+    whole, windows = _features(prior, noisy)
     distance = float(expectation.image.distance(whole))
     return Surprise(
         expectation.window.distance(windows) / expectation.window.mark,
         float(distance / expectation.image.mark),
         p_value(expectation, distance),
-        pixels[0].mean(0),
+        noisy.pixels.mean(0, dtype=np.float64),
     )
 
 
@@ -238,7 +236,7 @@ def p_value(expectation: Expectation, distance: float) -> float:
 
 
 def expect(
-    prior: Scored,
+    prior: Score,
     images: ImageSource,
     *,
     sigmas: tuple[float, float],
@@ -295,8 +293,9 @@ def expect(
         for draw in range(draws):
             place = (draw + torch.rand((), generator=generator).item()) / draws
             sigma = low * (high / low) ** place
-            x = clean[None].double()
-            features = _features(prior, x + sigma * standard_normal(x, generator), sigma)
+            x = clean.double()
+            y = x + sigma * standard_normal(x, generator)
+            features = _features(prior, NoisyImage.of(y, sigma, channel_axis=0))
             whole.append(features[0])
             windows.append(
                 features[1][step // 2 :: step, step // 2 :: step].reshape(-1, len(SCALES) + 1)
@@ -318,18 +317,19 @@ def _expectation(whole: np.ndarray, windows: np.ndarray, numbers: np.ndarray) ->
 
 
 @torch.no_grad()
-def _features(prior: Scored, y: Tensor, sigma: float) -> tuple[np.ndarray, np.ndarray]:
+def _features(prior: Score, noisy: NoisyImage) -> tuple[np.ndarray, np.ndarray]:
     """c_16, c_1, c_2, c_4, c_8, c_32, e of the image, (7,), and of every window, (H, W, 7)."""
-    like = getattr(getattr(prior, "network", None), "like", y)
-    score = prior.score(y.to(like), sigma).to(y).cpu().numpy()[0] * sigma
-    u = (y - y.mean()).cpu().numpy()[0] / sigma
+    seen = noisy.seen_by(prior)
+    score = seen.sigma * prior.score(seen.y, seen.sigma).double().cpu().numpy()
+    score = score.reshape(noisy.pixels.shape)
+    u = (noisy.pixels - noisy.pixels.mean(dtype=np.float64)) / noisy.sigma
     d = u + score
     maps = [np.square(d - _blur(d, k)).mean(0) for k in SCALES]
     energy = -((u - _blur(u, SCALES[0])) * score).mean(0)
     parts = np.stack([*maps, energy])
     whole, windows = parts.mean((1, 2)), np.moveaxis(_blur(parts, WINDOW), 0, -1).copy()
     for values in (whole, windows):
-        # The mean of squares is positive but for rounding.
+        # A mean of squares may be negative by rounding.
         values[..., :-1] = np.log(values[..., :-1].clip(0) + FLOOR)
     return whole, windows
 
