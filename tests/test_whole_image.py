@@ -283,10 +283,10 @@ def test_one_step_and_samples_of_arrays(z_score):
 
 def test_what_cannot_be():
     for settings in ({"channels": 0}, {"width": 0}, {"depth": 0}):
-        with pytest.raises(InputError, match="at least 1"):
+        with pytest.raises(InputError, match="a positive whole number"):
             ConvScore(**settings)
     for settings in ({"channels": 0}, {"width": 0}, {"levels": 0}):
-        with pytest.raises(InputError, match="at least 1"):
+        with pytest.raises(InputError, match="a positive whole number"):
             UNetScore(**settings)
     with pytest.raises(InputError, match="even number"):
         ConvScore(depth=7)

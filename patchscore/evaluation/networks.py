@@ -1,17 +1,17 @@
-"""Networks that see the whole image, to compare with: the same images, the same ``fit``.
+"""Rivals: networks that see the whole image, trained by the same ``fit`` on the same images.
 
 With m and d the mean and the standard deviation of the training pixels, and c^2 = sigma^2 + d^2,
 
     s(x, sigma) = -(x - m) / c^2 + d / (sigma c) F((x - m) / c; log(sigma / d) / 4)
 
-which is the preconditioning of Karras et al. in terms of the score: F = 0 is the exact score of white
-Gaussian pixels, and for sigma << d, F is minus the noise over sigma, as in a DDPM. Invariance to gain
-and brightness is exact, as cliques of patches have it, where m and d are those of the image itself:
+which is the preconditioning of Karras et al. written for the score: F = 0 is the exact score of white
+Gaussian pixels, and for sigma << d, F is minus the noise over sigma, as in a DDPM. With the mean and the
+spread of the image itself, invariance to gain and brightness is exact, as it is for cliques of patches:
 
     m = mean(x),    d^2 = max(var(x) - sigma^2, (sigma / 10)^2)
 
 F is a stack of convolutions or a U-Net, both of residual blocks. A DDPM is the U-Net with
-``noise_level="film"``, its estimates drawn by :func:`~patchscore.evaluation.baselines.mean_of_samples`.
+``noise_level="film"`` and :func:`~patchscore.evaluation.baselines.mean_of_samples` as its estimate.
 
 References: Karras, Aittala, Aila and Laine, NeurIPS 2022, table 1 (column "Ours"); Zhang, Zuo, Chen,
 Meng and Zhang, IEEE Trans. Image Processing 26 (2017) (DnCNN); Zhang, Zuo and Zhang, IEEE Trans. Image
@@ -24,24 +24,28 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchscore.checks import check_counts
 from patchscore.errors import InputError
 from patchscore.images import ImageSource, training_images
+from patchscore.linear_algebra import expand
 from patchscore.priors.patches import Boundary
-from patchscore.priors.trainable import ScoreNetwork, TrainedOn, check_images
+from patchscore.priors.registry import described, reading, rebuilt, register
+from patchscore.priors.trainable import ScoreNetwork, Trainable, TrainedOn, check_images
 from patchscore.storage import load_tensors, save_tensors
 
 KIND = "patchscore whole-image prior"
 FREQUENCIES = 4
-LEAST_SPREAD = 0.1  # of an image that is taken to be invariant to gain, over sigma
+LEAST_SPREAD = 0.1  # d over sigma, where it is measured on the image
 NoiseLevel = Literal["channel", "film"]
 
 
+@register
 class ConvScore(ScoreNetwork):
     """A stack of 3 x 3 convolutions, in residual blocks: a pixel depends on 2 depth + 1 pixels each way.
 
@@ -55,17 +59,17 @@ class ConvScore(ScoreNetwork):
     Raises
     ------
     InputError
-        If a number is not positive, or the depth is odd.
+        If a number is not a positive whole one, or the depth is odd.
     """
 
     def __init__(self, channels: int = 1, width: int = 48, depth: int = 8) -> None:
         super().__init__()
-        _check_positive(channels=channels, width=width, depth=depth)
+        check_counts(channels=channels, width=width, depth=depth)
         if depth % 2:
             raise InputError(f"depth is {depth}; expected an even number, as blocks have two layers.")
         self.channels, self.width, self.depth = channels, width, depth
         self.head = _convolution(channels + 1, width)
-        self.blocks = nn.ModuleList(_Block(width, told=0) for _ in range(depth // 2 - 1))
+        self.blocks = nn.ModuleList(_Block(width, features=0) for _ in range(depth // 2 - 1))
         self.tail = _convolution(width, channels)
         _begin_at_zero(self.tail)
 
@@ -77,11 +81,8 @@ class ConvScore(ScoreNetwork):
         result: Tensor = self.tail(h)
         return result
 
-    def settings(self) -> dict[str, Any]:
-        """The arguments that build this network again."""
-        return {"channels": self.channels, "width": self.width, "depth": self.depth}
 
-
+@register
 class UNetScore(ScoreNetwork):
     """A U-Net of residual blocks: ``levels`` times half the size and twice the width, and back.
 
@@ -96,26 +97,26 @@ class UNetScore(ScoreNetwork):
     Raises
     ------
     InputError
-        If a number is not positive; later, if an image is smaller than 2^levels.
+        If a number is not a positive whole one; later, if an image is smaller than 2^levels.
     """
 
     def __init__(
         self, channels: int = 1, width: int = 32, levels: int = 2, *, noise_level: NoiseLevel = "channel"
     ) -> None:
         super().__init__()
-        _check_positive(channels=channels, width=width, levels=levels)
+        check_counts(channels=channels, width=width, levels=levels)
         if noise_level not in get_args(NoiseLevel):
             raise InputError(f"noise_level is {noise_level!r}; choose one of {get_args(NoiseLevel)}.")
         self.channels, self.width, self.levels, self.noise_level = channels, width, levels, noise_level
         film = noise_level == "film"
         widths = [width * 2**level for level in range(levels + 1)]
-        told = 4 * width if film else 0
-        self.told = nn.Sequential(nn.Linear(2 * FREQUENCIES, told), nn.SiLU()) if film else None
+        features = 4 * width if film else 0
+        self.told = nn.Sequential(nn.Linear(2 * FREQUENCIES, features), nn.SiLU()) if film else None
         self.head = _convolution(channels if film else channels + 1, width)
-        self.down = nn.ModuleList(_Block(w, told) for w in widths)
+        self.down = nn.ModuleList(_Block(w, features) for w in widths)
         self.shrink = nn.ModuleList(nn.Conv2d(k, m, 2, stride=2) for k, m in pairwise(widths))
         self.grow = nn.ModuleList(nn.ConvTranspose2d(m, k, 2, stride=2) for k, m in pairwise(widths))
-        self.up = nn.ModuleList(_Block(w, told) for w in widths[:-1])
+        self.up = nn.ModuleList(_Block(w, features) for w in widths[:-1])
         self.tail = _convolution(width, channels)
         _begin_at_zero(self.tail)
 
@@ -129,49 +130,37 @@ class UNetScore(ScoreNetwork):
                 "become one pixel of the U-Net; use a larger image or fewer levels."
             )
         x = F.pad(x, (0, -width % multiple, 0, -height % multiple), mode="reflect")
-        told = None if self.told is None else self.told(_features(level))
-        h = self.head(_with_channel(x, level) if told is None else x)
+        features = None if self.told is None else self.told(_waves(level))
+        h = self.head(_with_channel(x, level) if features is None else x)
         passed = []
         for block, shrink in zip(self.down, self.shrink, strict=False):
-            passed.append(block(h, told))
+            passed.append(block(h, features))
             h = shrink(passed[-1])
-        h = self.down[-1](h, told)
+        h = self.down[-1](h, features)
         for block, grow in zip(reversed(self.up), reversed(self.grow), strict=True):
-            h = block(grow(h) + passed.pop(), told)
+            h = block(grow(h) + passed.pop(), features)
         result: Tensor = self.tail(h)
         return result[..., :height, :width]
 
-    def settings(self) -> dict[str, Any]:
-        """The arguments that build this network again."""
-        return {
-            "channels": self.channels,
-            "width": self.width,
-            "levels": self.levels,
-            "noise_level": self.noise_level,
-        }
 
+class WholeImagePrior(Trainable):
+    """The score and the denoiser of whole images, by a network that sees a whole image at once.
 
-NETWORKS: dict[str, type[ConvScore] | type[UNetScore]] = {"ConvScore": ConvScore, "UNetScore": UNetScore}
-
-
-class WholeImagePrior(nn.Module):
-    """The score and the denoiser of whole images, by a network that sees all of them at once.
-
-    Images are (B, C, H, W) tensors; sigma is in the same unit, a number, () or (B,). It has what
-    :func:`patchscore.fit`, the objectives and the samplers ask of a prior.
+    Images are (B, C, H, W) tensors; sigma is in the same unit, a number, () or (B,).
+    :func:`patchscore.fit`, the objectives and the samplers take it as a prior.
 
     Parameters
     ----------
     network
         F of the equations above.
     data_mean, data_std
-        m and d, of the pixels that it is trained on: :meth:`for_images` measures them.
+        m and d of the training pixels; :meth:`for_images` measures them.
     invariant
-        Whether m and d are those of every image instead, so that
-        denoise(a x + c, a sigma) = a denoise(x, sigma) + c, exactly. Without it (the default) images
-        have to come in the unit, the contrast and the brightness of the training images.
+        Whether to measure m and d on every image instead, so that
+        denoise(a x + c, a sigma) = a denoise(x, sigma) + c, exactly. If not (the default), images need
+        the unit, the contrast and the brightness of the training images.
     card
-        What it was trained on and how.
+        What it was trained on and how; saved with it.
 
     Raises
     ------
@@ -194,7 +183,7 @@ class WholeImagePrior(nn.Module):
                 f"data_mean is {data_mean} and data_std {data_std}; expected the mean and the standard "
                 "deviation of the training pixels."
             )
-        self.network = network
+        self.network: ConvScore | UNetScore = network
         self.data_mean = data_mean
         self.data_std = data_std
         self.invariant = invariant
@@ -219,43 +208,23 @@ class WholeImagePrior(nn.Module):
 
         Raises :class:`InputError` for a wrong shape, dtype or noise level.
         """
-        sigma = check_images(x, sigma, self.network)[:, None, None, None]
+        sigma = expand(check_images(x, sigma, self.network))
         m, d = self._mean_and_spread(x, sigma)
         c = (sigma**2 + d**2).sqrt()
         u = (x - m) / c
         return (self.network.forward(u, (sigma / d).log().flatten() / 4) * d / sigma - u) / c
 
-    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """The one-step posterior mean E[clean | x], x + sigma^2 s(x, sigma): (B, C, H, W)."""
-        levels = check_images(x, sigma, self.network)[:, None, None, None]
-        return x + levels**2 * self.score(x, sigma)
-
-    forward = denoise
-
-    def curvature_bound(self, sigma: float) -> float:
-        """1 / sigma^2, which no density that is blurred by sigma exceeds."""
-        return 1 / sigma**2
-
-    def interior(self, x: Tensor) -> Tensor:
-        """All pixels: the network knows what to make of the border."""
-        return x
-
-    def with_boundary(self, boundary: Boundary) -> WholeImagePrior:
-        """Itself: the network pads as it does."""
-        return self
-
     def network_settings(self) -> dict[str, Any]:
-        """Kind and arguments of the network, and what it sees; a checkpoint of others is refused."""
+        """Type and arguments of the network, m and d; a checkpoint of others is refused."""
         return {
-            "type": type(self.network).__name__,
-            **self.network.settings(),
+            **described(self.network),
             "data_mean": self.data_mean,
             "data_std": self.data_std,
             "invariant": self.invariant,
         }
 
     def becomes(self, crop: int, boundary: Boundary) -> TrainedOn:
-        """``"crops"``, of whatever size."""
+        """``"crops"``, of any size."""
         return "crops"
 
     def save(self, path: str | Path) -> None:
@@ -278,18 +247,12 @@ class WholeImagePrior(nn.Module):
         that this version does not know.
         """
         tensors, settings = load_tensors(path, kind=KIND)
-        try:
-            arguments = settings["network"]
-            seen = {name: arguments.pop(name) for name in ("data_mean", "data_std", "invariant")}
-            network = NETWORKS[arguments.pop("type")](**arguments)
-            network.to(next(iter(tensors.values())).dtype).load_state_dict(tensors)
-            network.trained_on = settings["trained_on"]
-            return cls(network.eval(), **seen, card=settings["card"])
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise InputError(
-                f"the settings and the weights in {path} do not fit together ({error}); it was not "
-                "written by this version of patchscore."
-            ) from error
+        with reading(path):
+            network = settings["network"]
+            own = {name: network.pop(name) for name in ("data_mean", "data_std", "invariant")}
+            built = cast(ConvScore | UNetScore, rebuilt(network, tensors))
+            built.trained_on = settings["trained_on"]
+            return cls(built, **own, card=settings["card"])
 
     def _mean_and_spread(self, x: Tensor, sigma: Tensor) -> tuple[float | Tensor, float | Tensor]:
         if not self.invariant:
@@ -299,27 +262,27 @@ class WholeImagePrior(nn.Module):
 
 
 class _Block(nn.Module):
-    """h + conv(silu(scale conv(silu(h)) + shift)); scale and shift from what is told, if anything is."""
+    """h + conv(silu(scale conv(silu(h)) + shift)), with scale and shift from features, if there are."""
 
-    def __init__(self, width: int, told: int) -> None:
+    def __init__(self, width: int, features: int) -> None:
         super().__init__()
         self.first, self.second = _convolution(width, width), _convolution(width, width)
-        self.film = nn.Linear(told, 2 * width) if told else None
+        self.film = nn.Linear(features, 2 * width) if features else None
         for layer in (self.second, self.film):
             if layer is not None:
                 _begin_at_zero(layer)
 
-    def forward(self, h: Tensor, told: Tensor | None) -> Tensor:
+    def forward(self, h: Tensor, features: Tensor | None) -> Tensor:
         inner = self.first(F.silu(h))
         if self.film is not None:
-            scale, shift = self.film(told)[..., None, None].chunk(2, dim=1)
+            scale, shift = self.film(features)[..., None, None].chunk(2, dim=1)
             inner = (1 + scale) * inner + shift
         change: Tensor = self.second(F.silu(inner))
         return h + change
 
 
 def _convolution(inputs: int, outputs: int) -> nn.Conv2d:
-    """Of 3 x 3, with weights that keep the size of a signal, or it would die in deep stacks."""
+    """3 x 3, with weights that keep the size of a signal, which would vanish in deep stacks."""
     layer = nn.Conv2d(inputs, outputs, 3, padding=1)
     _begin_at_zero(layer)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -332,17 +295,11 @@ def _begin_at_zero(layer: nn.Module) -> None:
 
 
 def _with_channel(x: Tensor, level: Tensor) -> Tensor:
-    constant = level[:, None, None, None].expand(-1, 1, *x.shape[-2:])
+    constant = expand(level).expand(-1, 1, *x.shape[-2:])
     return torch.cat([x, constant], dim=1)
 
 
-def _features(level: Tensor) -> Tensor:
+def _waves(level: Tensor) -> Tensor:
     """Cosines and sines of pi 2^k level: (B,) -> (B, 2 FREQUENCIES)."""
     angles = level[:, None] * (math.pi * 2.0 ** torch.arange(FREQUENCIES).to(level))
     return torch.cat([angles.cos(), angles.sin()], dim=1)
-
-
-def _check_positive(**counts: int) -> None:
-    for name, value in counts.items():
-        if value < 1:
-            raise InputError(f"{name} is {value}; expected a whole number of at least 1.")

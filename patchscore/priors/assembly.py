@@ -42,13 +42,7 @@ class Marginal(Protocol):
 
 
 class Field(NamedTuple):
-    """What a rule assembles.
-
-    Attributes
-    ----------
-    network : scores a patch
-    overlaps : the potentials that :meth:`Assembly.overlaps` asked for
-    """
+    """What a rule assembles: the network, the potentials that it has as overlaps, and where and how."""
 
     network: Clique
     overlaps: Sequence[Potential]
@@ -110,7 +104,6 @@ class Assembly(ABC):
         return x[..., rows, columns]
 
 
-@dataclass(frozen=True)
 class Sum(Assembly):
     """The sum over all patches: a field of clique potentials."""
 
@@ -131,7 +124,6 @@ class Sum(Assembly):
         return crop >= (2 * side - 1 if boundary == "open" else side)
 
 
-@dataclass(frozen=True)
 class Mean(Assembly):
     """The mean over the patches that overlap at a pixel."""
 
@@ -156,7 +148,6 @@ class Mean(Assembly):
         return x
 
 
-@dataclass(frozen=True)
 class Center(Assembly):
     """At every pixel the score of the patch that is centred on it; patches have odd sides."""
 
@@ -225,7 +216,6 @@ class Partition(Assembly):
         return tiled[..., top : top + size[0], left : left + size[1]]
 
 
-@dataclass(frozen=True)
 class Kikuchi(Assembly):
     """Patches, less their overlaps with both neighbours, plus the overlaps of these.
 

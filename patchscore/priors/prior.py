@@ -26,13 +26,13 @@ from patchscore.priors.cliques import Clique, Potential
 from patchscore.priors.engines.layers import Precision
 from patchscore.priors.patches import Boundary
 from patchscore.priors.registry import described, reading, rebuilt
-from patchscore.priors.trainable import TrainedOn, check_images
+from patchscore.priors.trainable import Trainable, TrainedOn, check_images
 from patchscore.storage import load_tensors, save_tensors
 
 KIND = "patchscore prior"
 
 
-class PatchPrior(nn.Module):
+class PatchPrior(Trainable):
     """The score, the denoiser and (for a potential) the log density of whole images.
 
     Images are (B, C, H, W) tensors in any unit; sigma is in the same unit, a number, () or (B,).
@@ -81,7 +81,7 @@ class PatchPrior(nn.Module):
         ):
             if value not in choices:
                 raise InputError(f"{name} is {value!r}; choose one of {choices}.")
-        self.network = network
+        self.network: Clique = network
         self.rule = assembly_for(network, assembly)
         self.overlaps = cast(Sequence[Potential], nn.ModuleList(self.rule.overlaps(network)))
         self.boundary = boundary
@@ -113,15 +113,6 @@ class PatchPrior(nn.Module):
         score = self.rule.score(self._field, x, sigma)
         return score * expand(self._alpha(sigma)) if self.score_weight else score
 
-    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """The one-step posterior mean E[clean | x], x + sigma^2 s(x, sigma): (B, C, H, W)."""
-        score, variance = self.score(x, sigma), expand(check_images(x, sigma, self.network)) ** 2
-        if score.requires_grad:
-            return torch.addcmul(x, variance, score)
-        return score.mul_(variance).add_(x)  # in place, since images may be large
-
-    forward = denoise
-
     def log_prob(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """log p_sigma(x) up to a constant: (B, C, H, W) -> (B,). Its gradient is the score.
 
@@ -140,10 +131,6 @@ class PatchPrior(nn.Module):
         self.rule.check_gradient(self.boundary)
         energy = self.rule.energy(self._field, x, sigma)
         return -energy * self._alpha(sigma) if self.score_weight else -energy
-
-    def curvature_bound(self, sigma: float) -> float:
-        """1 / sigma^2, which no density that is blurred by sigma exceeds."""
-        return 1 / sigma**2
 
     def interior(self, x: Tensor) -> Tensor:
         """The pixels of x whose score has all its cliques.

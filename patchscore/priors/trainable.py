@@ -6,14 +6,16 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from patchscore.checks import noise_levels
 from patchscore.errors import InputError
+from patchscore.linear_algebra import expand
 from patchscore.priors.patches import Boundary
 
 TrainedOn = Literal["patches", "crops"]
@@ -21,7 +23,7 @@ Self = TypeVar("Self", bound="Trainable")
 Network = TypeVar("Network", bound="ScoreNetwork")
 
 
-class ScoreNetwork(nn.Module, ABC):
+class ScoreNetwork(nn.Module):
     """A network that can be saved and built again; at least one parameter or buffer holds floats.
 
     Attributes
@@ -35,9 +37,12 @@ class ScoreNetwork(nn.Module, ABC):
     channels: int
     trained_on: TrainedOn | None = None
 
-    @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """The arguments that build it again, in types that JSON can hold; without the tensors."""
+        """The arguments that build it again, without the tensors, in types that JSON can hold.
+
+        By default every argument of the class, from the attribute of the same name.
+        """
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     @classmethod
     def from_settings(cls: type[Network], settings: dict[str, Any]) -> Network:
@@ -60,30 +65,45 @@ class ScoreNetwork(nn.Module, ABC):
         return next(t for t in (*self.parameters(), *self.buffers()) if t.is_floating_point())
 
 
-class Trainable(Protocol):
-    """A score of images with a network to train, and a card that says how it was trained."""
+class Trainable(nn.Module, ABC):
+    """A prior with a network to train, and a card that says what it was trained on and how."""
 
+    network: ScoreNetwork
     card: dict[str, Any]
 
-    @property
-    def network(self) -> ScoreNetwork:
-        """What is trained."""
-
+    @abstractmethod
     def score(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """grad log p_sigma(x): (B, C, H, W) -> (B, C, H, W)."""
+        """grad log p_sigma(x): (B, C, H, W) -> (B, C, H, W), in one over the image's unit.
+
+        Raises :class:`InputError` for a wrong shape, dtype or noise level. NaN is not looked for.
+        """
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """x + sigma^2 s(x, sigma): (B, C, H, W) -> (B, C, H, W)."""
+        """The one-step posterior mean E[clean | x], x + sigma^2 s(x, sigma): (B, C, H, W)."""
+        score, variance = self.score(x, sigma), expand(check_images(x, sigma, self.network)) ** 2
+        if score.requires_grad:
+            return torch.addcmul(x, variance, score)
+        return score.mul_(variance).add_(x)  # in place, since images may be large
+
+    forward = denoise
+
+    def curvature_bound(self, sigma: float) -> float:
+        """1 / sigma^2, which no density that is blurred by sigma exceeds."""
+        return 1 / sigma**2
 
     def interior(self, x: Tensor) -> Tensor:
         """The pixels of x that an objective is taken over."""
+        return x
 
     def with_boundary(self: Self, boundary: Boundary) -> Self:
-        """The same network under another boundary; one that pads by itself returns itself."""
+        """The same network under another boundary; one that pads by itself stays as it is."""
+        return self
 
+    @abstractmethod
     def network_settings(self) -> dict[str, Any]:
         """What a checkpoint has to agree with, or it is refused."""
 
+    @abstractmethod
     def becomes(self, crop: int, boundary: Boundary) -> TrainedOn:
         """What the network knows after training on such crops; an error if they do not fit."""
 

@@ -71,7 +71,7 @@ class PriorOfParts(nn.Module, ABC):
         """
         parts, levels = self._parts(x, sigma)
         log_prob = require_potential(self.prior, "log_prob").log_prob(parts, levels)
-        return log_prob.view(len(x), -1).sum(1)
+        return log_prob.reshape(len(x), -1).sum(1)
 
     def curvature_bound(self, sigma: float) -> float:
         """That of the prior of the parts; 1 / sigma^2 if it knows none."""
