@@ -223,7 +223,7 @@ class Turned:
         return -1j * GAIN * y
 
 
-CASES = ["channels"]
+CASES = ["channels", "complex"]
 
 
 @pytest.fixture(params=CASES)
@@ -330,6 +330,7 @@ def spread_of_chi_squared(variance: Tensor, images: Tensor) -> float:
     return (2 * variance.square().sum() / parts).sqrt().item() / variance.sum().item()
 
 
+@pytest.mark.parametrize("case", ["channels"], indirect=True)
 def test_sample_denoised(case, field) -> None:
     """Independent draws: mean of the Wiener filter, variance S v / (S + v) averaged over frequencies."""
     prior, _, seen, _, exact = case
@@ -346,6 +347,7 @@ def test_sample_denoised(case, field) -> None:
     assert (gap.z.square() - 1).abs().max() < 4 * spread_of_chi_squared(by_frequency, seen)
 
 
+@pytest.mark.parametrize("case", ["channels"], indirect=True)
 @pytest.mark.parametrize("metropolis", [True, False])
 def test_langevin(case, field, metropolis) -> None:
     """The exact posterior at the level sigma, with ULA's known bias along every frequency."""

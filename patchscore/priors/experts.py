@@ -204,17 +204,6 @@ class TotalVariation(Potential):
             score = -self.strength * self.exponent * d * self._power(d, self.exponent / 2 - 1)
         return self.share * (self.differences.T @ score)
 
-    def settings(self) -> dict[str, Any]:
-        """The arguments that build it again, before its tensors are loaded."""
-        return {
-            "strength": self.strength,
-            "patch_shape": list(self.patch_shape),
-            "channels": self.channels,
-            "exponent": self.exponent,
-            "smoothing": self.smoothing,
-            "blurred": self.blurred,
-        }
-
     def _power(self, d: Tensor, exponent: float) -> Tensor:
         """(d^2 + smoothing^2)^exponent, and 0 at 0, also for autograd."""
         squared = d.square() + self.smoothing**2

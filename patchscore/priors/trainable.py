@@ -40,9 +40,10 @@ class ScoreNetwork(nn.Module):
     def settings(self) -> dict[str, Any]:
         """The arguments that build it again, without the tensors, in types that JSON can hold.
 
-        By default every argument of the class, from the attribute of the same name.
+        By default each argument of the class, from the attribute of the same name.
         """
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        values = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
     @classmethod
     def from_settings(cls: type[Network], settings: dict[str, Any]) -> Network:
