@@ -1,7 +1,7 @@
 """Tensors and settings in one safetensors file, written whole or not at all.
 
-The header carries the settings as JSON and a SHA-256 of settings and tensors, so a truncated, foreign or
-altered file is told apart from a good one before anything is built from it. Nothing is ever unpickled.
+The header holds the settings as JSON and a SHA-256 of settings and tensors, so that a truncated, foreign
+or altered file is refused before anything is built from it. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -37,10 +37,7 @@ def save_tensors(
 def load_tensors(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what :func:`save_tensors` wrote: tensors on the CPU, and the settings.
 
-    Raises
-    ------
-    InputError
-        If the file is missing, truncated, of another kind or altered.
+    Raises :class:`InputError` if the file is missing, truncated, of another kind or altered.
     """
     path = Path(path)
     if not path.is_file():
@@ -51,8 +48,8 @@ def load_tensors(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dic
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise InputError(
-            f"{path} is not a whole safetensors file ({error}); it may be truncated, or something "
-            "else under this name."
+            f"{path} is not a whole safetensors file ({error}); it may be truncated, or of another "
+            "format."
         ) from error
     if header.get("kind") != kind:
         raise InputError(f"{path} is a safetensors file, but not a {kind}.")
@@ -67,12 +64,9 @@ def load_tensors(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dic
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A file beside ``path`` to write to, which takes its place when all has gone well.
+    """A file beside ``path`` to write to; it replaces ``path`` at the end, unless an error occurs.
 
-    Raises
-    ------
-    InputError
-        If the folder does not exist or cannot be written to.
+    Raises :class:`InputError` if the folder does not exist or cannot be written to.
     """
     path = Path(path)
     check_destination(path)
@@ -90,7 +84,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def check_destination(path: str | Path) -> None:
-    """Raise :class:`InputError` if no file can be written at ``path``; to be asked before long work."""
+    """Raise :class:`InputError` if no file can be written at ``path``; call it before long work."""
     path = Path(path)
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder; give the name of a file.")

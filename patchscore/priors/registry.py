@@ -1,4 +1,4 @@
-"""Which class a saved network is built with again: the name in the file, and the class of that name.
+"""Which class a saved network belongs to: the name in the file, and the class registered under it.
 
     @patchscore.register
     class Quadratic(patchscore.Potential): ...
@@ -25,15 +25,15 @@ _classes: dict[str, type[ScoreNetwork]] = {}
 
 
 def register(network_class: type[Network], *, name: str | None = None) -> type[Network]:
-    """Let networks of a class be saved and loaded; to be used as a decorator, ``@patchscore.register``.
+    """Make the networks of a class ones that can be saved and loaded; a decorator.
 
-    A file holds the class's name, ``settings()`` and tensors. It is built again by
-    ``from_settings(settings)``, which is ``network_class(**settings)`` unless the class says otherwise.
+    A file holds the name of the class, ``settings()`` and the tensors. To load it,
+    ``from_settings(settings)`` builds the network: ``network_class(**settings)`` by default.
 
     Parameters
     ----------
     name
-        One more name to load files under, such as the one that the class had before it was moved.
+        One more name to load files under, such as one that the class had before.
 
     Raises
     ------
@@ -67,7 +67,7 @@ def described(network: ScoreNetwork) -> dict[str, Any]:
 
 
 def rebuilt(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ScoreNetwork:
-    """The network that :func:`described` told of, with its tensors, in their precision.
+    """The network of a :func:`described` dictionary, with these tensors and their precision.
 
     Raises :class:`InputError` if no class of that name is registered.
     """
@@ -91,7 +91,7 @@ def rebuilt(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Sc
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """Turns what goes wrong with settings that do not fit the weights into an :class:`InputError`."""
+    """Raise an :class:`InputError` where settings and weights do not fit together."""
     try:
         yield
     except (KeyError, TypeError, RuntimeError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from itertools import chain
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -63,7 +64,7 @@ class ScoreNetwork(nn.Module):
     @property
     def like(self) -> Tensor:
         """A tensor of its dtype, on its device."""
-        return next(t for t in (*self.parameters(), *self.buffers()) if t.is_floating_point())
+        return next(t for t in chain(self.parameters(), self.buffers()) if t.is_floating_point())
 
 
 class Trainable(nn.Module, ABC):

@@ -23,13 +23,12 @@ from patchscore.protocols import Score, has_potential, known_bound, require_pote
 
 
 class PriorOfParts(nn.Module, ABC):
-    """A prior that takes an image apart and scores the parts as images of their own.
+    """A prior whose parts of an image are scored as images of their own, all in one batch.
 
     Parameters
     ----------
     prior
-        Any score of images, such as a :class:`~patchscore.priors.prior.PatchPrior`. It sees all parts of
-        all images as one batch.
+        Any score of images, such as a :class:`~patchscore.priors.prior.PatchPrior`.
     """
 
     def __init__(self, prior: Score) -> None:
@@ -89,8 +88,8 @@ class PriorOfParts(nn.Module, ABC):
 class Channelwise(PriorOfParts):
     """A gray prior on images of any number of channels: colours, slices or contrasts.
 
-    Channels are independent, so what they have in common is not used. On colour photographs a prior that
-    was trained on colour is 1.5 to 2 dB better.
+    Channels are independent, so what they have in common is not used: on colour photographs, a prior
+    that was trained on colour is 1.5 to 2 dB better.
     """
 
     def split(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The priors that come with the library, each with a model card beside its weights."""
+"""The priors that come with the library: weights, each with a model card beside them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def load_prior(name_or_path: str | Path, device: str | torch.device = "auto") ->
     Raises
     ------
     InputError
-        If there is no such prior, file or device, or the file is not a whole, unaltered prior.
+        If there is no such prior, file or device, or the file is damaged, altered or not a prior.
     """
     where = find_device(device)
     if str(name_or_path) in bundled_priors():
@@ -57,9 +57,9 @@ def load_prior(name_or_path: str | Path, device: str | torch.device = "auto") ->
 
 
 def find_device(device: str | torch.device) -> torch.device:
-    """The device of this name, if it is there.
+    """The device of this name.
 
-    Raises :class:`InputError` if the name is unknown, or no such device is present.
+    Raises :class:`InputError` if the name is unknown, or there is no such device.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
