@@ -231,17 +231,29 @@ def test_without_noise_there_is_no_doubt() -> None:
     assert np.all(std == 0.0)
 
 
-def test_adaptation_warns_of_what_is_wrong_and_keeps_colour_channels_apart() -> None:
-    """Each channel is an image of its own, adapted to together; a level twice too high is told."""
+def test_adaptation_keeps_colour_channels_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each channel is an image of its own, adapted to together."""
+    from skimage.data import page
+
+    monkeypatch.setitem(ps.adapt.__kwdefaults__, "max_steps", 15)
+    clean = np.stack([page()[30:94, left : left + 64] for left in (50, 120, 190)], -1).astype(np.float64)
+    noisy = clean + 20 * np.random.default_rng(0).standard_normal(clean.shape)
+    prior = ps.load_prior("natural-gray-fast", "cpu")
+    options = {"prior": prior, "channel_axis": -1, "progress": False}
+    estimate = ps.denoise(noisy, 20.0, adapt=True, **options)
+    adapted, _ = ps.adapt(prior, list(np.moveaxis(noisy, -1, 0)), 20.0, progress=False)
+    assert adapted is not prior
+    np.testing.assert_array_equal(estimate, ps.denoise(noisy, 20.0, prior=adapted, channel_axis=-1))
+
+
+def test_adaptation_warns_of_what_is_wrong() -> None:
+    """A level three times too high is told, and nothing is learned."""
     from skimage.data import astronaut
 
     clean = astronaut()[60:124, 180:244].astype(np.float64)
     noisy = clean + 20 * np.random.default_rng(0).standard_normal(clean.shape)
     prior = ps.load_prior("natural-gray-fast", "cpu")
     options = {"prior": prior, "channel_axis": -1, "progress": False}
-    estimate = ps.denoise(noisy, 20.0, adapt=True, **options)
-    adapted, _ = ps.adapt(prior, list(np.moveaxis(noisy, -1, 0)), 20.0, progress=False)
-    np.testing.assert_array_equal(estimate, ps.denoise(noisy, 20.0, prior=adapted, channel_axis=-1))
     level = pytest.warns(UserWarning, match="times the variance that is expected")
     places = pytest.warns(UserWarning, match="times the variance in bright places")
     with level, places:
