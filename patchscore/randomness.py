@@ -1,4 +1,7 @@
-"""Random numbers: always from a generator, drawn where the generator is."""
+"""Random numbers: always from a generator, drawn where the generator is.
+
+A sampler makes its own generator, on the device of the images, from one number of the user's generator.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import torch
 from torch import Tensor
 
 from patchscore.errors import InputError
+
+LOW = 2**32 - 1  # the CPU generator uses the lower half of a seed alone
 
 
 def seeded(generator: torch.Generator | None) -> torch.Generator:
@@ -21,6 +26,28 @@ def seeded(generator: torch.Generator | None) -> torch.Generator:
             "same crops and noise on every device: torch.Generator().manual_seed(0)."
         )
     return generator
+
+
+def generator_like(x: Tensor, generator: torch.Generator) -> torch.Generator:
+    """A new generator on the device of x, seeded by one number of another generator."""
+    seed = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
+    return torch.Generator(x.device).manual_seed(int(seed))
+
+
+def stream(generator: torch.Generator, number: int) -> torch.Generator:
+    """A new generator for the draw of this number, on the same device.
+
+    It depends on the seed of the generator alone, not on how far that has been used. No two of the first
+    2^32 streams are equal.
+    """
+    seed = generator.initial_seed()
+    # The last steps of MurmurHash3 (A. Appleby, public domain): one to one on 32 bits, and neighbouring
+    # numbers get seeds that have nothing in common.
+    low = (seed + number) & LOW
+    low = (low ^ low >> 16) * 0x85EBCA6B & LOW
+    low = (low ^ low >> 13) * 0xC2B2AE35 & LOW
+    low ^= low >> 16
+    return torch.Generator(generator.device).manual_seed((seed & ~LOW) | low)
 
 
 def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:

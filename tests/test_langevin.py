@@ -32,6 +32,13 @@ class White:
         return -0.5 * self.precision * (x - self.mean).square().sum((1, 2, 3))
 
 
+class TooGentle(White):
+    """It promises the curvature of a blurred density, and is not the score of one."""
+
+    def curvature_bound(self, sigma: float) -> float:
+        return 1 / sigma**2
+
+
 class ScoreOnly(White):
     has_potential = False
 
@@ -181,14 +188,12 @@ def test_a_chain_that_goes_on_is_the_chain_in_one_go(metropolis, pause, normal, 
     with_pause.save(tmp_path / "chain.safetensors")
     loaded = Chain.load(tmp_path / "chain.safetensors")
     resumed = walk(x0, 40, metropolis=metropolis, thin=3, resume=loaded, generator=seeded(99))
-    for name in ("samples", "state", "step_size", "acceptance"):
+    for name in ("samples", "mean", "variance", "state", "step_size", "acceptance"):
         torch.testing.assert_close(
             getattr(resumed, name), getattr(whole, name), rtol=0, atol=0, equal_nan=True
         )
-    torch.testing.assert_close(resumed.mean, whole.mean, rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(resumed.variance, whole.variance, rtol=1e-12, atol=1e-14)
     assert resumed.draws == whole.draws == 10
-    assert resumed.evaluations == whole.evaluations + 1  # at the state that it goes on from
+    assert resumed.evaluations == whole.evaluations == 41
 
 
 def interrupted_after(steps: int, x0: Tensor, *, metropolis: bool) -> Chain:
@@ -246,8 +251,8 @@ def test_a_diverging_chain_names_the_bound(normal) -> None:
         walk(normal(1, 1, 4, 4), 1000, step_size=1.2)
     with pytest.raises(ps.InputError, match=r"diverged"):
         annealed_langevin(
-            White(2.0), normal(1, 1, 4, 4), sigmas=[9.0, 5.0], steps_per_level=200, step_fraction=0.5,
-            generator=seeded(), progress=False,
+            TooGentle(2.0), normal(1, 1, 4, 4), sigmas=[9.0, 5.0], steps_per_level=200,
+            step_fraction=0.5, generator=seeded(), progress=False,
         )  # fmt: skip
 
 
@@ -261,7 +266,10 @@ BAD: dict[str, tuple[Callable[[Tensor], object], str]] = {
     "steps": (lambda x: walk(x, 0, burn_in=0), "steps is 0"),
     "burn-in": (lambda x: walk(x, 10, burn_in=10), "burn_in is 10 of 10 steps"),
     "thin": (lambda x: walk(x, 20, thin=0), "thin is 0"),
-    "step size": (lambda x: walk(x, 20, step_size=-1.0), "step size is -1"),
+    "step size": (
+        lambda x: walk(x, 20, step_size=-1.0),
+        r"step_size is -1\.0; expected a positive number",
+    ),
     "sigma": (lambda x: walk(x, 20, sigma=0.0), "noise level is positive"),
     "keep": (lambda x: walk(x, 20, keep="all"), "keep is 'all'"),
     "memory": (lambda x: walk(x, 10**12), r"GB are free: \d+ fit"),

@@ -1,7 +1,7 @@
-"""What a sampler leaves behind: draws, or their running mean and variance, and how to go on from there.
+"""What a sampler returns: draws, or their running mean and variance, and all that is needed to go on.
 
-    mean_n = mean_{n-1} + (x_n - mean_{n-1}) / n
-    m2_n   = m2_{n-1} + (x_n - mean_{n-1}) (x_n - mean_n),        variance = m2 / (n - 1)
+    mean_n     = mean_{n-1} + (x_n - mean_{n-1}) / n
+    variance_n = variance_{n-1} + |x_n - mean_{n-1}|^2 / n - variance_{n-1} / (n - 1)
 
 Reference: Welford, Technometrics 4 (1962), pages 419-420.
 """
@@ -9,16 +9,14 @@ Reference: Welford, Technometrics 4 (1962), pages 419-420.
 from __future__ import annotations
 
 import math
-import os
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from patchscore.errors import InputError
 from patchscore.figures import as_html, chain_figure, counted, image_size
@@ -30,32 +28,37 @@ if TYPE_CHECKING:
 
 Keep = Literal["samples", "moments"]
 KIND = "patchscore chain"
+MEMORY, COMPLEX = "memory.", "complex."  # names in a file
 SHOWN = 4  # draws in the figure
-# Of the free memory, what samples may take: the sampler and the user's code need some too.
-SHARE_OF_MEMORY = 0.8
 
 
 class Chain(NamedTuple):
-    """Draws of B images, in one Markov chain each or independent of each other.
+    """Draws of B images: one Markov chain each, or draws that are independent.
+
+    Its repr gives the effective sample size and R-hat of the first chain if samples were kept and arviz
+    is installed, as :func:`~patchscore.inference.mixing.mixing_summary` computes them.
 
     Attributes
     ----------
     samples
         (n, B, C, H, W), in the order of drawing; None if only moments were kept.
     mean, variance
-        (B, C, H, W), of all n draws; the variance has n - 1 in its denominator.
+        (B, C, H, W), of all n draws; the variance has n - 1 in its denominator and is NaN below two
+        draws. Of complex images it is the sum of those of both parts.
     draws : n
     state
-        (B, C, H, W): where a chain stands, to go on from.
+        (B, C, H, W): where the chain is, or the last independent draw.
     steps : that the sampler has made, burn-in included
     burn_in : steps that were not recorded
-    step_size : (B,), h of a Langevin step; NaN for samplers that have none
+    step_size : (B,), h of a Langevin step; NaN for samplers without one
     acceptance
-        (B,): the share of proposals taken since the burn-in; NaN where everything is.
+        (B,): the share of accepted proposals since the burn-in; NaN without a Metropolis correction.
     evaluations : of the score, each of B images
     seconds : wall-clock time, over all sittings
     reason : why it stopped
-    generator_state : of the random numbers, to go on from
+    generator_state : of the random numbers, to go on
+    memory : what else the sampler needs to go on, by name
+    independent : whether the draws are independent
     """
 
     samples: Tensor | None
@@ -71,6 +74,46 @@ class Chain(NamedTuple):
     seconds: float
     reason: str
     generator_state: Tensor
+    memory: Mapping[str, Tensor] = MappingProxyType({})
+    independent: bool = False
+
+    @classmethod
+    def begin(cls, x0: Tensor, generator: torch.Generator) -> Chain:
+        """The chain of no steps, at x0, with the state of this generator."""
+        none = x0.real.new_full((len(x0),), math.nan)
+        return cls(
+            samples=x0.new_empty(0, *x0.shape),
+            mean=torch.zeros_like(x0),
+            variance=torch.full_like(x0.real, math.nan),
+            draws=0,
+            state=x0,
+            steps=0,
+            burn_in=0,
+            step_size=none,
+            acceptance=none,
+            evaluations=0,
+            seconds=0.0,
+            reason="",
+            generator_state=generator.get_state(),
+        )
+
+    def with_draw(self, x: Tensor) -> Chain:
+        """One more draw of every image in the moments, not in the samples.
+
+        Raises :class:`InputError` if it is not finite.
+        """
+        n = self.draws + 1
+        if not bool(x.isfinite().all()):
+            raise InputError(
+                f"draw {n} has values that are NaN or infinite: check that the images to begin with "
+                "are finite, and that the prior was trained near these noise levels."
+            )
+        change = x - self.mean
+        variance = self.variance
+        if n > 1:
+            square = (change.conj() * change).real
+            variance = square / n + (variance - variance / (n - 1) if n > 2 else 0)
+        return self._replace(draws=n, mean=self.mean + change / n, variance=variance)
 
     @property
     def std(self) -> Tensor:
@@ -80,7 +123,7 @@ class Chain(NamedTuple):
     def plot(self) -> Figure:
         """Mean, standard deviation and up to four draws of the first image.
 
-        Without any draws, where the chain stands.
+        Without any draws, where the chain is.
         """
         center = self.mean if self.draws else self.state
         name = {0: "state, no draw yet", 1: "the only draw"}.get(self.draws, "mean")
@@ -95,8 +138,11 @@ class Chain(NamedTuple):
         return chain_figure(center, name, self.std if self.draws > 1 else None, draws, title)
 
     def __repr__(self) -> str:
-        mixing = "moments only" if self.samples is None else mixing_summary(self.samples)
-        parts = [f"{counted(self.draws, 'draw')} of {image_size(self.state)}", mixing]
+        draws = counted(self.draws, "independent draw" if self.independent else "draw")
+        mixing = "moments only" if self.samples is None else ""
+        if self.samples is not None and not self.independent:
+            mixing = mixing_summary(self.samples)
+        parts = [f"{draws} of {image_size(self.state)}", mixing]
         return f"Chain({', '.join(filter(None, parts))})"
 
     def _repr_html_(self) -> str:
@@ -105,154 +151,33 @@ class Chain(NamedTuple):
     def save(self, path: str | Path) -> None:
         """Write everything to a safetensors file, whole or not at all."""
         fields = self._asdict()
-        tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
-        settings = {name: value for name, value in fields.items() if name not in tensors}
+        fields.update({MEMORY + name: value for name, value in fields.pop("memory").items()})
+        tensors, settings = {}, {}
+        for name, value in fields.items():
+            if not isinstance(value, Tensor):
+                settings[name] = value
+            elif value.is_complex():
+                tensors[COMPLEX + name] = torch.view_as_real(value)
+            else:  # two names of one tensor cannot be saved; of samples a second copy may not fit
+                tensors[name] = value if name == "samples" else value.clone()
         save_tensors(path, tensors, settings, kind=KIND)
 
     @classmethod
     def load(cls, path: str | Path) -> Chain:
         """Read what :meth:`save` wrote, to the CPU.
 
-        Raises :class:`InputError` if the file is missing, truncated, foreign or altered.
+        Raises :class:`InputError` if the file is missing, truncated, foreign or altered, or was saved by
+        a version with other fields.
         """
         tensors, settings = load_tensors(path, kind=KIND)
-        fields: dict[str, Any] = {"samples": None, **settings, **tensors}
-        return cls(**fields)
-
-
-class Recorder:
-    """Takes draws in, and gives a :class:`Chain` out.
-
-    Raises
-    ------
-    InputError
-        If the draws do not fit in memory, or there is no going on from this chain.
-    """
-
-    def __init__(
-        self, like: Tensor, draws: int, keep: Keep, generator: torch.Generator, resume: Chain | None
-    ) -> None:
-        if keep not in get_args(Keep):
-            raise InputError(f"keep is {keep!r}; choose one of {get_args(Keep)}.")
-        self.size = check_memory(like, draws) if keep == "samples" else 2 * like.nbytes
-        if resume is None:
-            resume = _beginning(like, keep, generator)
-        _check_resumable(resume, like, keep)
-        generator.set_state(resume.generator_state)
-        self.generator = generator
-        self.generator_state = resume.generator_state
-        self.samples = None if resume.samples is None else list(resume.samples.to(like.device))
-        if keep == "moments":
-            self.samples = None
-        self.count = resume.draws
-        self.mean = resume.mean.to(like)
-        self.m2 = resume.variance.to(like).nan_to_num() * max(0, self.count - 1)
-        self.first = resume.steps
-        self.seconds_before = resume.seconds
-        self.evaluations_before = resume.evaluations
-        self.start = time.perf_counter()
-
-    def add(self, x: Tensor) -> None:
-        """One more draw of every image; an error if it is not finite."""
-        if not bool(x.isfinite().all()):
+        for name in [name for name in tensors if name.startswith(COMPLEX)]:
+            tensors[name.removeprefix(COMPLEX)] = torch.view_as_complex(tensors.pop(name))
+        in_memory = [name for name in tensors if name.startswith(MEMORY)]
+        memory = {name.removeprefix(MEMORY): tensors.pop(name) for name in in_memory}
+        fields: dict[str, Any] = {"samples": None, **settings, **tensors, "memory": memory}
+        if set(fields) != set(cls._fields):
             raise InputError(
-                f"draw {self.count + 1} has values that are NaN or infinite: check that the images to "
-                "begin with are finite, and that the prior was trained near these noise levels."
+                f"{path} was saved by another version of patchscore, whose chains this version cannot "
+                "continue: read it with that version, or draw it again."
             )
-        count = self.count + 1
-        change = x - self.mean
-        mean = self.mean + change / count
-        self.count, self.mean, self.m2 = count, mean, self.m2 + change * (x - mean)
-        if self.samples is not None:
-            self.samples.append(x)
-
-    def repeat(
-        self, step: Callable[[int], int], last: int, *, unit: str, progress: bool
-    ) -> tuple[int, str]:
-        """Call step(k), which returns how many steps it made, up to ``last`` or until Ctrl-C.
-
-        Returns the steps made in all, and why it ended.
-        """
-        done = self.first
-        try:
-            label = f"{self.size / 1e6:.3g} MB"
-            with tqdm(desc=label, initial=done, total=last, unit=unit, disable=not progress) as bar:
-                while done < last:
-                    made = step(done)
-                    done, self.generator_state = done + made, self.generator.get_state()
-                    bar.update(made)
-        except KeyboardInterrupt:
-            return done, f"interrupted after {done} of {last} {unit}s"
-        return done, f"all {last} {unit}s are done"
-
-    def chain(
-        self,
-        state: Tensor,
-        steps: int,
-        evaluations: int,
-        reason: str,
-        *,
-        burn_in: int = 0,
-        step_size: Tensor | None = None,
-        acceptance: Tensor | None = None,
-    ) -> Chain:
-        """What there is so far."""
-        none = state.new_full((len(state),), math.nan)
-        samples = None if self.samples is None else state.new_empty(0, *self.mean.shape)
-        return Chain(
-            samples=torch.stack(self.samples) if self.samples else samples,
-            mean=self.mean,
-            variance=self.m2 / (self.count - 1)
-            if self.count > 1
-            else torch.full_like(self.m2, math.nan),
-            draws=self.count,
-            state=state,
-            steps=steps,
-            burn_in=burn_in,
-            step_size=none if step_size is None else step_size,
-            acceptance=none if acceptance is None else acceptance,
-            evaluations=self.evaluations_before + evaluations,
-            seconds=self.seconds_before + time.perf_counter() - self.start,
-            reason=reason,
-            generator_state=self.generator_state,
-        )
-
-
-def check_memory(like: Tensor, draws: int) -> int:
-    """The bytes that draws take; :class:`InputError` if they do not fit, with how many do."""
-    each = like.nbytes
-    free = free_bytes(like.device)
-    if free is not None and draws * each > SHARE_OF_MEMORY * free:
-        raise InputError(
-            f"{draws} samples of shape {tuple(like.shape)} take {draws * each / 1e9:.3g} GB, and "
-            f"{free / 1e9:.3g} GB are free: {int(SHARE_OF_MEMORY * free // each)} fit. Ask for fewer, "
-            'thin the chain, or use keep="moments" for the running mean and variance alone.'
-        )
-    return draws * each
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Memory that is free on a device; None where the system does not say."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
-def _beginning(like: Tensor, keep: Keep, generator: torch.Generator) -> Chain:
-    """The chain of no steps."""
-    zero, none = torch.zeros_like(like), like.new_full((len(like),), math.nan)
-    samples = None if keep == "moments" else like.new_empty(0, *like.shape)
-    return Chain(samples, zero, zero, 0, like, 0, 0, none, none, 0, 0.0, "", generator.get_state())
-
-
-def _check_resumable(chain: Chain, like: Tensor, keep: Keep) -> None:
-    if chain.state.shape != like.shape:
-        raise InputError(
-            f"the chain to go on from is of images {tuple(chain.state.shape)}, and these are "
-            f"{tuple(like.shape)}; go on with the images that it was begun with."
-        )
-    if keep == "samples" and chain.samples is None:
-        raise InputError('the chain to go on from kept its moments only; go on with keep="moments".')
+        return cls(**fields)

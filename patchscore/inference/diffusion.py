@@ -1,21 +1,21 @@
-"""The reverse diffusion: images drawn by taking noise away, one level after the other.
+"""The reverse diffusion: draw images by removing noise, one level after the other.
 
-In terms of the signal-to-noise ratio l = 1 / sigma^2, w = x_sigma / sigma^2 is the path that gathers
-evidence on the clean image x at a constant rate (stochastic localisation),
+In the variables l = 1 / sigma^2 and w = x_sigma / sigma^2, evidence on the clean image x comes in at a
+constant rate (stochastic localisation):
 
     dw = D dl + dB,    D = E[x | x_sigma] = x_sigma + sigma^2 s(x_sigma, sigma)
 
-and one step from u = sigma^2 to v < u, in terms of x_sigma again, is
+One step from u = sigma^2 to v < u, in terms of x_sigma, is
 
     x_v = (v / u) x_u + (1 - v / u) D + sqrt(v (u - v) / u) z,    z ~ N(0, I)              (reverse_step)
 
-With D = D(x_u, u) this is Euler's method (the ancestral sampler of DDPM): its error falls with the
-number of levels as 1 / n, and its samples are too narrow. With the mean of D(x_u, u) and D(x_v, v), x_v
-from Euler's step with the same z, it is Heun's: the noise does not depend on w, so its error falls as 1
-/ n^2.
+With D = D(x_u, u) this is Euler's method (the ancestral sampler of DDPM). With n levels its error falls
+as 1 / n, and its samples are too narrow. Heun's method makes Euler's step, takes the mean of
+D(x_u, u) and D(x_v, v) and makes the step again with the same z. The noise does not depend on w, so its
+error falls as 1 / n^2.
 
-A noisy image y is a point of the path, at its own noise level: from there on it leads to samples of
-p(x | y), exact but for the number of levels and the score.
+A noisy image y is a point of the path, at its own noise level. From there the path leads to samples of
+p(x | y), which are exact up to the number of levels and the score.
 
 References: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations",
 ICLR 2021, equation 46 and algorithm 2 (ancestral sampling, predictor-corrector); El Alaoui and
@@ -26,27 +26,29 @@ section 15.1 (weak order two of Heun's method for additive noise).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from patchscore.checks import check_noise_level, noise_levels
+from patchscore.checks import check_counts, check_noise_level, check_positive, noise_levels
 from patchscore.errors import InputError
-from patchscore.inference.chain import Chain, Keep, Recorder
+from patchscore.inference.chain import Chain, Keep
 from patchscore.inference.curvature import curvature_bound
 from patchscore.inference.langevin import UNADJUSTED, langevin_step
+from patchscore.inference.sampling import State, run
 from patchscore.inference.schedules import noise_schedule
+from patchscore.linear_algebra import expand
 from patchscore.protocols import Score
-from patchscore.randomness import standard_normal
+from patchscore.randomness import standard_normal, stream
 
 Order = Literal[1, 2]
 LEVELS = 20
-# The lowest noise level as a share of the first: what is left there is below rounding of the image.
+# The lowest noise level as a share of the first. What is left there is below rounding of the image.
 LAST_LEVEL = 1 / 25
-# Pixels in flight at once: more make nothing faster, and an interruption would lose more.
+# Pixels that go through the network together. More are not faster, and an interruption would lose more.
 PIXELS_CPU = 2**20
 PIXELS_GPU = 2**25
 
@@ -73,8 +75,8 @@ def sample_denoised(
     """Draw n samples of the clean image behind each noisy one: p(x | y = x + sigma z).
 
     The reverse diffusion begins at y itself, at its own noise level, and ends at 1/25 of it with one
-    denoising step. The mean of the samples tends to the posterior mean, and a posterior sample has twice
-    the squared error of that, 3.01 dB.
+    denoising step. The mean of the samples tends to the posterior mean. A single sample has twice the
+    squared error of that mean, 3.01 dB.
 
     Parameters
     ----------
@@ -85,52 +87,61 @@ def sample_denoised(
     sigma
         Their noise level: a number, () or (B,), in the same unit.
     levels
-        Steps, equal in the cube root of sigma. On a Gaussian the variance of the samples is 12 % too
-        small with 10 of the second order, 4 % with 20 and 1 % with 40; of the first order, 37, 21 and 11
-        %.
+        Number of steps, equal in the cube root of sigma. On a Gaussian, 10, 20 and 40 steps of the
+        second order give a variance that is 12 %, 4 % and 1 % too small; of the first order 37 %, 21 %
+        and 11 %.
     order
-        1 (Euler, one evaluation of the prior a step) or 2 (Heun, two).
-    generator, keep, progress
-        As of :func:`langevin`.
+        1 (Euler, one evaluation of the prior in each step) or 2 (Heun, two evaluations).
     resume
-        Draws to go on from: n is then the number in all, and the draws are those of one go.
+        Draws to go on from; n is then the total number.
+    keep, generator, progress
+        As in :func:`~patchscore.inference.sampling.run`.
 
     Returns
     -------
     Chain
-        ``samples`` is (n, B, C, H, W); draws are independent. After an interruption from the keyboard:
-        as many as there are by then.
+        Independent draws, ``samples`` of (n, B, C, H, W). After an interruption from the keyboard: the
+        draws so far. Draw k has random numbers of its own, which depend on the generator and k alone: it
+        is the same draw in a longer run, in a resumed run, and in any batch.
 
     Raises
     ------
     InputError
-        Before any work: for settings that do not fit, or more samples than memory holds.
+        Before any work: if settings do not fit, or the samples do not fit in memory.
 
     Notes
     -----
-    Fails to be calibrated where the prior is not: the scores at all levels below sigma are those of the
-    prior, and they need not be those of one and the same density of clean images.
+    Only as calibrated as the prior: it uses the scores of the prior at all levels below sigma, and they
+    need not belong to one density of clean images.
     """
     sigma = noise_levels(sigma, y)
-    _check(order, levels=levels, n=n)
-    recorder = Recorder(y, n, keep, generator, resume)
+    check_counts(n=n, levels=levels)
+    _check_order(order)
     fractions = noise_schedule(1, LAST_LEVEL, levels + 1)
     limit = PIXELS_CPU if y.device.type == "cpu" else PIXELS_GPU
     together = max(1, limit // y.numel())
-    evaluations = 0
+    ahead: dict[int, Tensor] = {}  # the draws that went through the network together
 
-    def draw(k: int) -> int:
-        nonlocal evaluations
-        count = min(together, n - k)
-        sigmas = [fraction * sigma.repeat(count) for fraction in fractions]
-        x = denoised_path(prior, y.repeat(count, 1, 1, 1), sigmas, order, generator)
-        for sample in x.view(count, *y.shape):
-            recorder.add(sample)
-        evaluations += count * (order * levels + 1)
-        return count
+    def step(state: State, generator: torch.Generator) -> State:
+        if state.steps not in ahead:
+            numbers = range(state.steps, min(state.steps + together, n))
+            streams = [stream(generator, number) for number in numbers]
+            x = denoised_path(
+                prior,
+                y.repeat(len(streams), 1, 1, 1),
+                [fraction * sigma.repeat(len(streams)) for fraction in fractions],
+                order,
+                lambda: torch.cat([standard_normal(y, own) for own in streams]),
+            )
+            ahead.update(zip(numbers, x.view(-1, *y.shape), strict=True))
+        evaluations = state.evaluations + order * levels + 1
+        return state._replace(x=ahead.pop(state.steps), evaluations=evaluations)
 
-    done, reason = recorder.repeat(draw, n, unit="sample", progress=progress)
-    return recorder.chain(y, done, evaluations, reason)
+    chain = run(
+        step, y, steps=n, burn_in=0, keep=keep, generator=generator, resume=resume, progress=progress,
+        unit="sample",
+    )  # fmt: skip
+    return chain._replace(independent=True)
 
 
 @torch.no_grad()
@@ -143,6 +154,7 @@ def predictor_corrector(
     step_fraction: float = UNADJUSTED,
     order: Order = 2,
     generator: torch.Generator,
+    resume: Chain | None = None,
     progress: bool = True,
 ) -> Chain:
     """Draw one image for each of x0 by a reverse diffusion (predictor) with Langevin steps (corrector).
@@ -152,21 +164,23 @@ def predictor_corrector(
     posterior
         A :class:`Posterior`, or a prior to draw images from nothing.
     x0
-        (B, C, H, W): images to begin at, to which noise of the highest level is added; they matter
-        little if that is above their spread. Repeat one for several draws.
+        (B, C, H, W): images to begin at, to which noise of the highest level is added. They matter
+        little if that level is above their spread. Repeat one for several draws.
     sigmas
-        From large to small; the draw ends with one denoising step at the last.
+        From large to small. The draw ends with one denoising step at the last level.
     corrections
-        Langevin steps at each level after the first, of step_fraction / L with the bound L on the
-        curvature (see :func:`annealed_langevin`).
+        Langevin steps at each level after the first, of step_fraction / L (see
+        :func:`annealed_langevin`).
     order
         Of the predictor: 1 (Euler) or 2 (Heun).
+    generator, resume, progress
+        As in :func:`~patchscore.inference.sampling.run`; a step is a level.
 
     Returns
     -------
     Chain
         One draw, (1, B, C, H, W). After an interruption from the keyboard none, and ``state`` is where
-        it stood.
+        it was.
 
     Raises
     ------
@@ -175,53 +189,56 @@ def predictor_corrector(
 
     Notes
     -----
-    For a prior, the error falls with the number of levels as their order says, and corrections bring the
-    walk back to the score's own density. For a posterior the likelihood at sigma > 0 is an approximation
-    (see :mod:`patchscore.inference.posterior`), so without corrections the draws are not those of
-    p(x | y) however many the levels; for denoising use :func:`sample_denoised`, which has no such error.
+    For a prior, the error falls with the number of levels as the order says, and corrections bring the
+    walk back to the density of the score. For a posterior, the likelihood at sigma > 0 is an
+    approximation (see :mod:`patchscore.inference.posterior`), so without corrections the draws are not
+    from p(x | y), however many levels there are. For denoising use :func:`sample_denoised`, which does
+    not have this error.
     """
     for sigma in sigmas:
         check_noise_level(sigma)
-    _check(order, levels=len(sigmas) - 1)
-    recorder = Recorder(x0, 1, "samples", generator, None)
-    x = x0 + sigmas[0] * standard_normal(x0, generator)
-    evaluations = 0
+    _check_order(order)
+    last = len(sigmas) - 1
+    check_counts(levels=last)
+    check_positive(step_fraction=step_fraction)
+    levels = [x0.real.new_full((len(x0),), sigma) for sigma in sigmas]
 
-    levels = [x.new_full((len(x),), sigma) for sigma in sigmas]
-
-    def descend(k: int) -> int:
-        nonlocal x, evaluations
-        x = _predicted(posterior, x, levels[k], levels[k + 1], order, generator)
-        step_size = step_fraction / curvature_bound(posterior, x, sigmas[k + 1])
+    def step(state: State, generator: torch.Generator) -> State:
+        x, k = state.x, state.steps
+        if k == 0:
+            x = x + sigmas[0] * standard_normal(x, generator)
+        z = standard_normal(x, generator)
+        x = _predicted(posterior, x, levels[k], levels[k + 1], order, z)
+        h = step_fraction / curvature_bound(posterior, x, sigmas[k + 1])
         for _ in range(corrections):
             score = posterior.score(x, sigmas[k + 1])
-            x = langevin_step(x, score, x.new_full((len(x), 1, 1, 1), step_size), generator)
-        evaluations += order + corrections
-        return 1
+            x = langevin_step(x, score, expand(torch.full_like(levels[k], h)), generator)
+        evaluations = state.evaluations + order + corrections
+        if k + 1 == last:
+            x, evaluations = _denoised(posterior, x, levels[-1]), evaluations + 1
+        return state._replace(x=x, evaluations=evaluations)
 
-    done, reason = recorder.repeat(descend, len(levels) - 1, unit="level", progress=progress)
-    if done == len(levels) - 1:
-        x = _denoised(posterior, x, levels[-1])
-        recorder.add(x)
-        evaluations += 1
-    return recorder.chain(x, done, evaluations, reason)
+    return run(
+        step, x0, steps=last, burn_in=last - 1, generator=generator, resume=resume, progress=progress,
+        unit="level",
+    )  # fmt: skip
 
 
 def denoised_path(
-    prior: Score, x: Tensor, sigmas: Sequence[Tensor], order: Order, generator: torch.Generator
+    prior: Score, x: Tensor, sigmas: Sequence[Tensor], order: Order, noise: Callable[[], Tensor]
 ) -> Tensor:
-    """Down all noise levels, (B,) each, and one denoising step at the last: (B, C, H, W)."""
+    """Down all noise levels, (B,) each, and one denoising step at the last: (B, C, H, W).
+
+    ``noise()`` is N(0, I) in the shape of x.
+    """
     for sigma, lower in pairwise(sigmas):
-        x = _predicted(prior, x, sigma, lower, order, generator)
+        x = _predicted(prior, x, sigma, lower, order, noise())
     return _denoised(prior, x, sigmas[-1])
 
 
-def _predicted(
-    model: Score, x: Tensor, sigma: Tensor, lower: Tensor, order: Order, generator: torch.Generator
-) -> Tensor:
+def _predicted(model: Score, x: Tensor, sigma: Tensor, lower: Tensor, order: Order, z: Tensor) -> Tensor:
     """One step of the reverse diffusion, by Euler's or by Heun's method."""
-    u, v = (level[:, None, None, None] ** 2 for level in (sigma, lower))
-    z = standard_normal(x, generator)
+    u, v = expand(sigma**2), expand(lower**2)
     denoised = _denoised(model, x, sigma)
     euler = reverse_step(x, denoised, u, v, z)
     if order == 1:
@@ -231,12 +248,9 @@ def _predicted(
 
 def _denoised(model: Score, x: Tensor, sigma: Tensor) -> Tensor:
     """Tweedie's formula."""
-    return x + sigma[:, None, None, None] ** 2 * model.score(x, sigma)
+    return x + expand(sigma**2) * model.score(x, sigma)
 
 
-def _check(order: int, **counts: int) -> None:
+def _check_order(order: int) -> None:
     if order not in get_args(Order):
         raise InputError(f"order is {order!r}; choose one of {get_args(Order)}.")
-    for name, value in counts.items():
-        if not (isinstance(value, int) and value > 0):
-            raise InputError(f"{name} is {value!r}; expected a positive whole number.")

@@ -1,17 +1,17 @@
-"""Split Gibbs sampling: the posterior of any linear measurement, through samples of denoised images.
+"""Split Gibbs sampling: the posterior of any linear measurement, by drawing denoised images.
 
-The image is split in two that are held together by a Gaussian of width rho,
+The image is split into two variables, tied together by a Gaussian of width rho:
 
     p(x, z | y) ~ exp(-|A x - y|^2 / (2 noise_std^2) - |x - z|^2 / (2 rho^2)) p(z)
 
-and each is drawn given the other:
+Each is drawn given the other:
 
     x | z, y    a Gaussian, by perturbation and conjugate gradients
     z | x       the clean image behind x at the noise level rho, by the reverse diffusion
 
-The draws of z are those of the posterior p(z) N(y; A z, noise_std^2 I + rho^2 A A'), so rho is all that
-they differ by from p(z | y). For the identity and for masks nothing differs if rho^2 is
-taken out of the variance of the noise beforehand.
+The draws of z come from p(z) N(y; A z, noise_std^2 I + rho^2 A A'), which differs from p(z | y) by rho
+alone. For the identity and for masks they are exact if rho^2 is first subtracted from the variance of
+the noise.
 
 References: Vono, Dobigeon and Chainais, "Split-and-Augmented Gibbs Sampler", IEEE TSP 67 (2019),
 algorithm 1; Xu and Chi, "Provably Robust Score-Based Diffusion Posterior Sampling for Plug-and-Play
@@ -23,12 +23,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from patchscore.checks import check_noise_level
-from patchscore.errors import InputError
-from patchscore.inference.chain import Chain, Keep, Recorder
+from patchscore.checks import check_counts, check_noise_level
+from patchscore.inference.chain import Chain, Keep
 from patchscore.inference.diffusion import LAST_LEVEL, Order, denoised_path
 from patchscore.inference.posterior import Posterior
+from patchscore.inference.sampling import State, run
 from patchscore.inference.schedules import noise_schedule
+from patchscore.randomness import standard_normal
 
 
 @torch.no_grad()
@@ -56,40 +57,34 @@ def split_gibbs(
         (B, C, H, W), where z begins.
     rho
         The width of the split, in the unit of the image: small against the noise for little bias, large
-        for fast mixing. About noise_std / |A| doubles the variance of the noise.
+        for fast mixing. rho = noise_std / |A| doubles the variance of the noise.
     steps, burn_in, keep, generator, resume, progress
-        As of :func:`langevin`; every step is recorded after the burn-in.
+        As in :func:`~patchscore.inference.sampling.run`.
     levels, order
         Of the reverse diffusion from rho, in every step.
 
     Raises
     ------
     InputError
-        Before any work: for settings that do not fit, or samples that do not fit in memory. Later: if
-        the linear system of the data does not converge.
+        Before any work: if settings do not fit, or the samples do not fit in memory. Later: if the
+        linear system of the data does not converge.
 
     Notes
     -----
-    Fails to mix for rho far below the spread of the posterior: a step moves by about rho. Pixels that
-    are not measured move by the prior alone.
+    Mixes slowly if rho is far below the spread of the posterior, since a step moves by about rho. Pixels
+    that are not measured move by the prior alone.
     """
     check_noise_level(rho)
-    if burn_in is None:
-        burn_in = steps // 2 if resume is None else resume.burn_in
-    if not 0 <= burn_in < steps:
-        raise InputError(f"burn_in is {burn_in} of {steps} steps; expected fewer than all of them.")
-    recorder = Recorder(x0, steps - burn_in, keep, generator, resume)
-    z = x0 if resume is None else resume.state.to(x0)
-    sigmas = [z.new_full((len(z),), s) for s in noise_schedule(rho, rho * LAST_LEVEL, levels + 1)]
+    check_counts(levels=levels)
+    schedule = noise_schedule(rho, rho * LAST_LEVEL, levels + 1)
+    sigmas = [x0.real.new_full((len(x0),), sigma) for sigma in schedule]
 
-    def step(k: int) -> int:
-        nonlocal z
-        x = posterior.likelihood.proximal_sample(z, 1 / rho**2, generator)
-        z = denoised_path(posterior.prior, x, sigmas, order, generator)
-        if k >= burn_in:
-            recorder.add(z)
-        return 1
+    def step(state: State, generator: torch.Generator) -> State:
+        x = posterior.likelihood.proximal_sample(state.x, 1 / rho**2, generator)
+        z = denoised_path(posterior.prior, x, sigmas, order, lambda: standard_normal(x, generator))
+        return state._replace(x=z, evaluations=state.evaluations + order * levels + 1)
 
-    done, reason = recorder.repeat(step, steps, unit="step", progress=progress)
-    evaluations = (done - recorder.first) * (order * levels + 1)
-    return recorder.chain(z, done, evaluations, reason, burn_in=burn_in)
+    return run(
+        step, x0, steps=steps, burn_in=burn_in, keep=keep, generator=generator, resume=resume,
+        progress=progress,
+    )  # fmt: skip

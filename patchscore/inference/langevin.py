@@ -1,15 +1,14 @@
-"""Langevin samplers: a walk along the score that forgets where it began.
+"""Langevin samplers: random walks along the score that forget where they began.
 
-    x' = x + h s(x, sigma) + sqrt(2 h) z,    z ~ N(0, I)
-    (langevin_step)
+    x' = x + h s(x, sigma) + sqrt(2 h) z,    z ~ N(0, I)                               (langevin_step)
 
-Unadjusted (ULA), its stationary distribution is biased: along a direction of curvature lambda a Gaussian
-has the variance 1 / (lambda (1 - h lambda / 2)) instead of 1 / lambda, and the walk is unstable from h =
-2 / L on, L the largest curvature. Metropolis-adjusted (MALA), x' is taken with probability
+The unadjusted walk (ULA) has a biased stationary distribution: along a direction of curvature lambda, a
+Gaussian has the variance 1 / (lambda (1 - h lambda / 2)) instead of 1 / lambda. It is unstable for
+h >= 2 / L, with L the largest curvature. The Metropolis-adjusted walk (MALA) accepts x' with probability
 
     min(1, p(x') q(x | x') / (p(x) q(x' | x))),    q(b | a) = N(b; a + h s(a), 2 h I)
 
-and the stationary distribution is p, exactly.
+and its stationary distribution is exactly p.
 
 References: Roberts and Tweedie, Bernoulli 2 (1996), equations 5-8; Roberts and Rosenthal, JRSS B 60
 (1998), theorem 1 (acceptance 0.574); Song and Ermon, NeurIPS 2019, algorithm 1 (annealed).
@@ -19,23 +18,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from patchscore.checks import check_noise_level
+from patchscore.checks import check_counts, check_noise_level, check_positive
 from patchscore.errors import InputError
-from patchscore.inference.chain import Chain, Keep, Recorder
+from patchscore.inference.chain import Chain, Keep
 from patchscore.inference.curvature import curvature, curvature_bound
-from patchscore.protocols import Density, Score, require_potential
+from patchscore.inference.sampling import State, run
+from patchscore.linear_algebra import dimension, dot, expand
+from patchscore.protocols import Score, require_potential
 from patchscore.randomness import standard_normal
 
-# h L of the unadjusted walk: the variance in the stiffest direction is 1 / (1 - 0.1 / 2) = 1.05 times
-# that of the density.
+# h L of the unadjusted walk. The variance in the stiffest direction is then 1 / (1 - 0.1 / 2) = 1.05
+# times that of the density.
 UNADJUSTED = 0.1
-# h L d^(1/3) of the corrected walk and its acceptance where it mixes fastest, on a white Gaussian.
+# h L d^(1/3) and the acceptance with which the adjusted walk mixes fastest on a white Gaussian.
 OPTIMAL_STEP, OPTIMAL_ACCEPTANCE = 1.36, 0.574
-# Of the score, over its size where the walk began: no stable walk comes near.
+# How much a score may grow from where the walk began. No stable walk comes near.
 GROWTH = 1e6
 
 
@@ -60,77 +62,103 @@ def langevin(
     resume: Chain | None = None,
     progress: bool = True,
 ) -> Chain:
-    """Draw from p_sigma(x | y) by a Langevin walk, one chain for each image of x0.
+    """Draw from p_sigma(x | y) by Langevin walks, one chain for each image of x0.
 
     Parameters
     ----------
     posterior
         A :class:`Posterior`, a prior, or any score.
     x0
-        (B, C, H, W), where the chains begin. For several chains of one posterior, repeat it (a
-        measurement with B = 1 serves all of them), best at places that are further apart than the
-        posterior is wide.
+        (B, C, H, W), where the chains begin. For several chains of one posterior, repeat an image (a
+        measurement with B = 1 serves all of them). It is best to begin further apart than the posterior
+        is wide.
     sigma
         The noise level of the prior.
-    steps
-        To make in all, burn-in included.
-    burn_in
-        Steps that are not recorded; if not given half of all, or what it was in the chain to go on from.
     step_size
-        h, in the squared unit of the image. If not given, 0.1 / L with the measured curvature L at x0;
-        with Metropolis' correction it then starts at 1.36 d^(-1/3) / L for d pixels and is tuned during
-        the burn-in, chain by chain, to the acceptance 0.574, and fixed from there on.
+        h, in the squared unit of the image. The default is 0.1 / L, with the curvature L measured at x0.
+        With ``metropolis`` the default begins at 1.36 d^(-1/3) / L for d pixels, is tuned in each chain
+        during the burn-in to an acceptance of 0.574, and stays fixed after it.
     metropolis
-        Whether to correct the walk to be exact (MALA); needs a potential.
-    thin
-        Record every so many steps.
-    keep
-        ``"samples"``, or ``"moments"`` for the running mean and variance alone.
-    resume
-        A chain to go on from, with the same settings and more steps: the same draws as in one go.
+        Whether to accept or reject steps so that the walk is exact (MALA). This needs a potential.
+    steps, burn_in, thin, keep, generator, resume, progress
+        As in :func:`~patchscore.inference.sampling.run`.
 
     Returns
     -------
     Chain
-        Also when it was interrupted from the keyboard: what there is by then.
+        After an interruption from the keyboard: with the draws so far.
 
     Raises
     ------
     InputError
-        Before any work: for settings that do not fit, samples that do not fit in memory, a correction
-        without a potential. Later: if the walk diverges, with the bound that its step broke.
+        Before any work: if settings do not fit, the samples do not fit in memory, or ``metropolis`` is
+        asked for without a potential. Later: if the walk diverges, with the largest stable step.
 
     Notes
     -----
-    Fails to cross between modes that are far apart: in that case use :func:`annealed_langevin` or
-    :func:`sample_denoised`. Neighbouring draws are correlated; see
-    ``diagnostics.effective_sample_size``. In float32 a log density of N pixels is known to about N /
-    10^7, which the correction needs to be below one.
+    Does not cross between modes that are far apart: use :func:`annealed_langevin` or
+    :func:`sample_denoised` then. Neighbouring draws are correlated; see
+    ``diagnostics.effective_sample_size``. In float32 the log density of N pixels has an error of about
+    N / 10^7; ``metropolis`` needs it below one.
     """
     check_noise_level(sigma)
-    if burn_in is None:
-        burn_in = steps // 2 if resume is None else resume.burn_in
-    _check(steps, burn_in, thin, step_size)
+    check_positive(step_size=step_size)
     density = require_potential(posterior, "metropolis=True") if metropolis else None
-    recorder = Recorder(x0, (steps - burn_in) // thin, keep, generator, resume)
-    walk = _Walk(posterior, density, x0, sigma, step_size, burn_in, generator, resume)
 
-    def step(k: int) -> int:
-        walk.step(k)
-        if k >= burn_in and (k - burn_in + 1) % thin == 0:
-            recorder.add(walk.x)
-        return 1
+    def begin(x: Tensor) -> _Walk:
+        score, zero = posterior.score(x, sigma), x.real.new_zeros(len(x))
+        if step_size is not None:
+            h = torch.full_like(zero, step_size)
+        else:
+            optimal = OPTIMAL_STEP * dimension(x) ** (-1 / 3)
+            h = (optimal if metropolis else UNADJUSTED) / curvature(posterior, x, sigma)
+        log_prob = density.log_prob(x, sigma) if density else zero * math.nan
+        return _Walk(score, log_prob, h, zero, _growth_limit(score, sigma))
 
-    done, reason = recorder.repeat(step, steps, unit="step", progress=progress)
-    return recorder.chain(
-        walk.x,
-        done,
-        walk.evaluations,
-        reason,
-        burn_in=burn_in,
-        step_size=walk.step_size,
-        acceptance=walk.accepted / max(1, done - burn_in) if metropolis else None,
+    def adjusted(
+        state: State, walk: _Walk, x: Tensor, score: Tensor, log_prob: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, _Walk]:
+        """The proposal x where it is accepted, else the state."""
+        h = walk.step_size
+        there, back = x - state.x - expand(h) * walk.score, state.x - x - expand(h) * score
+        log_ratio = log_prob - walk.log_prob + (dot(there, there) - dot(back, back)) / (4 * h)
+        probability = log_ratio.exp().nan_to_num(0).clamp_max(1)
+        taken = torch.rand(h.shape, dtype=h.dtype, device=h.device, generator=generator) < probability
+        if state.steps >= state.burn_in:
+            walk = walk._replace(accepted=walk.accepted + taken)
+        elif step_size is None:
+            # Robbins and Monro (1951). The gain falls slowly, as the walk may still be on its way.
+            gain = 1 - state.steps / state.burn_in
+            walk = walk._replace(step_size=h * (gain * (probability - OPTIMAL_ACCEPTANCE)).exp())
+        x, score = (
+            torch.where(expand(taken), new, old) for new, old in ((x, state.x), (score, walk.score))
+        )
+        return x, walk._replace(score=score, log_prob=torch.where(taken, log_prob, walk.log_prob))
+
+    def step(state: State, generator: torch.Generator) -> State:
+        walk = _Walk(**state.memory) if state.memory else begin(state.x)
+        h = walk.step_size
+        x = langevin_step(state.x, walk.score, expand(h), generator)
+        score = posterior.score(x, sigma)
+        if density is None:
+            _check_stable(posterior, x0, sigma, score, walk.limit, h, state.steps)
+            walk = walk._replace(score=score)
+        else:
+            x, walk = adjusted(state, walk, x, score, density.log_prob(x, sigma), generator)
+        evaluations = state.evaluations + (1 if state.memory else 2)
+        return state._replace(x=x, evaluations=evaluations, memory=walk._asdict())
+
+    chain = run(
+        step, x0, steps=steps, burn_in=burn_in, thin=thin, keep=keep, generator=generator,
+        resume=resume, progress=progress,
+    )  # fmt: skip
+    if not chain.memory:
+        return chain
+    walk = _Walk(**chain.memory)
+    share = (
+        walk.accepted / max(1, chain.steps - chain.burn_in) if metropolis else walk.accepted * math.nan
     )
+    return chain._replace(step_size=walk.step_size, acceptance=share)
 
 
 @torch.no_grad()
@@ -149,150 +177,80 @@ def annealed_langevin(
 ) -> Chain:
     """Langevin walks at falling noise levels, each begun where the one before ended.
 
-    At the level sigma the step is step_fraction / L with the bound L = 1 / sigma^2 (+ |A|^2 / variance
-    of a posterior) on the curvature of every density that is blurred by sigma.
+    The step at each level is step_fraction / L. L is the model's bound of the curvature, 1 / sigma^2 for
+    a prior and |A|^2 / variance more for a posterior. For a model without a bound, L is measured at the
+    beginning of the level.
 
     Parameters
     ----------
     x0
-        (B, C, H, W); with a highest level above the spread of the images it matters little.
+        (B, C, H, W). It matters little if the highest level is above the spread of the images.
     sigmas
         From large, where the posterior has one mode, to small, each about 0.8 of the one before.
     steps_per_level
-        At the last level the walk is recorded, every ``thin`` steps.
-    generator, keep, resume, progress
-        As of :func:`langevin`.
+        The walk is recorded at the last level only, every ``thin``-th step.
+    keep, generator, resume, progress
+        As in :func:`~patchscore.inference.sampling.run`.
 
     Raises
     ------
     InputError
-        Before any work: for settings that do not fit, or samples that do not fit in memory. Later: if
-        the walk diverges.
+        Before any work: if settings do not fit, or the samples do not fit in memory. Later: if the walk
+        diverges.
 
     Notes
     -----
-    The draws are of p_sigma(x | y) at the last level, with the bias of the unadjusted walk. Fails to
-    have modes in their proportions if levels are far apart or the steps at each are few.
+    The draws are from p_sigma(x | y) at the last level, with the bias of the unadjusted walk. The
+    proportions of the modes are wrong if levels are far apart or have few steps.
     """
     for sigma in sigmas:
         check_noise_level(sigma)
-    _check(steps_per_level, 0, thin, step_fraction)
-    recorder = Recorder(x0, steps_per_level // thin, keep, generator, resume)
-    x = x0 if resume is None else resume.state.to(x0)
-    burn_in = (len(sigmas) - 1) * steps_per_level
-    guard: _Guard | None = None
+    check_counts(steps_per_level=steps_per_level, levels=len(sigmas))
+    check_positive(step_fraction=step_fraction)
 
-    def step(k: int) -> int:
-        nonlocal x, guard
-        sigma = sigmas[k // steps_per_level]
-        step_size = x.new_full((len(x), 1, 1, 1), step_fraction / curvature_bound(posterior, x, sigma))
+    def step(state: State, generator: torch.Generator) -> State:
+        x, memory = state.x, state.memory
+        sigma = sigmas[state.steps // steps_per_level]
         score = posterior.score(x, sigma)
-        if k % steps_per_level == 0 or guard is None:
-            guard = _Guard(posterior, x, sigma, score)
-        guard.check(score, step_size, k)
-        x = langevin_step(x, score, step_size, generator)
-        if k >= burn_in and (k - burn_in + 1) % thin == 0:
-            recorder.add(x)
-        return 1
+        if state.steps % steps_per_level == 0:
+            fraction = x.real.new_full((len(x),), step_fraction)
+            step_size = fraction / curvature_bound(posterior, x, sigma)
+            memory = {"step_size": step_size, "limit": _growth_limit(score, sigma)}
+        h = memory["step_size"]
+        _check_stable(posterior, x0, sigma, score, memory["limit"], h, state.steps)
+        x = langevin_step(x, score, expand(h), generator)
+        return state._replace(x=x, evaluations=state.evaluations + 1, memory=memory)
 
-    last = len(sigmas) * steps_per_level
-    done, reason = recorder.repeat(step, last, unit="step", progress=progress)
-    return recorder.chain(x, done, done - recorder.first, reason, burn_in=burn_in)
-
-
-class _Walk:
-    """A Langevin walk at one noise level, plain or corrected; every image has its own step size."""
-
-    def __init__(
-        self,
-        posterior: Score,
-        density: Density | None,
-        x0: Tensor,
-        sigma: float,
-        step_size: float | None,
-        burn_in: int,
-        generator: torch.Generator,
-        resume: Chain | None,
-    ) -> None:
-        self.posterior, self.density, self.sigma = posterior, density, sigma
-        self.burn_in, self.generator = burn_in, generator
-        self.tuned = density is not None and step_size is None
-        self.x = x0 if resume is None else resume.state.to(x0)
-        self.score = posterior.score(self.x, sigma)
-        self.log_prob = density.log_prob(self.x, sigma) if density else x0.new_zeros(len(x0))
-        self.evaluations = 1
-        self.accepted = x0.new_zeros(len(x0))
-        self.guard = _Guard(posterior, self.x, sigma, self.score)
-        if resume is not None:
-            self.step_size = resume.step_size.to(x0)
-            self.accepted = (resume.acceptance.to(x0) * max(1, resume.steps - burn_in)).round()
-        elif step_size is not None:
-            self.step_size = x0.new_full((len(x0),), step_size)
-        else:
-            pixels = x0[0].numel()
-            fraction = UNADJUSTED if density is None else OPTIMAL_STEP * pixels ** (-1 / 3)
-            self.step_size = fraction / curvature(posterior, x0, sigma)
-
-    def step(self, k: int) -> None:
-        """The k-th step."""
-        h = self.step_size[:, None, None, None]
-        proposal = langevin_step(self.x, self.score, h, self.generator)
-        score = self.posterior.score(proposal, self.sigma)
-        self.evaluations += 1
-        if self.density is None:
-            self.guard.check(score, h, k)
-            self.x, self.score = proposal, score
-            return
-        log_prob = self.density.log_prob(proposal, self.sigma)
-        there = _squared(proposal - self.x - h * self.score) / (4 * self.step_size)
-        back = _squared(self.x - proposal - h * score) / (4 * self.step_size)
-        probability = (log_prob - self.log_prob + there - back).exp().nan_to_num(0).clamp_max(1)
-        u = torch.rand(
-            len(self.x), generator=self.generator, dtype=h.dtype, device=self.generator.device
-        )
-        taken = u.to(h.device) < probability
-        pick = taken[:, None, None, None]
-        self.x, self.score = torch.where(pick, proposal, self.x), torch.where(pick, score, self.score)
-        self.log_prob = torch.where(taken, log_prob, self.log_prob)
-        if k >= self.burn_in:
-            self.accepted = self.accepted + taken
-        elif self.tuned:
-            # Robbins and Monro (1951); the gain falls slowly, for a walk that has still to arrive.
-            gain = 1 - k / self.burn_in
-            self.step_size = self.step_size * (gain * (probability - OPTIMAL_ACCEPTANCE)).exp()
+    chain = run(
+        step, x0, steps=len(sigmas) * steps_per_level, burn_in=(len(sigmas) - 1) * steps_per_level,
+        thin=thin, keep=keep, generator=generator, resume=resume, progress=progress,
+    )  # fmt: skip
+    return chain._replace(step_size=chain.memory.get("step_size", chain.step_size))
 
 
-def _check(steps: int, burn_in: int, thin: int, step_size: float | None) -> None:
-    for name, value in (("steps", steps), ("thin", thin)):
-        if not (isinstance(value, int) and value > 0):
-            raise InputError(f"{name} is {value!r}; expected a positive whole number.")
-    if not 0 <= burn_in < steps:
-        raise InputError(
-            f"burn_in is {burn_in} of {steps} steps; expected at least 0 and fewer than all of them."
-        )
-    if step_size is not None and not 0 < step_size < math.inf:
-        raise InputError(f"the step size is {step_size}; expected a positive number.")
+class _Walk(NamedTuple):
+    """What a step needs besides x, image by image."""
+
+    score: Tensor
+    log_prob: Tensor  # NaN for a plain walk
+    step_size: Tensor
+    accepted: Tensor  # steps, since the burn-in
+    limit: Tensor  # of |score|, the largest in the batch
 
 
-class _Guard:
-    """Stops a walk whose score has left every bound."""
-
-    def __init__(self, posterior: Score, x0: Tensor, sigma: float, score: Tensor) -> None:
-        self.posterior, self.x0, self.sigma = posterior, x0, sigma
-        self.limit = GROWTH * (score.abs().max() + 1 / sigma)
-
-    def check(self, score: Tensor, step_size: Tensor, k: int) -> None:
-        """An error that names the bound of the step if the score has grown a million times."""
-        if bool((score.abs() < self.limit).all()):
-            return
-        bound = 2 / curvature(self.posterior, self.x0, self.sigma).max().item()
-        raise InputError(
-            f"the chain diverged at step {k}: its step size is {step_size.max().item():.3g}, and a "
-            f"Langevin walk is stable below 2 / L = {bound:.3g}, with the curvature L = {2 / bound:.3g} "
-            "measured where it began. Leave the step size out to have it chosen, or give a smaller one."
-        )
+def _growth_limit(score: Tensor, sigma: float) -> Tensor:
+    return GROWTH * (score.abs().max() + 1 / sigma)
 
 
-def _squared(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B,)."""
-    return x.square().sum((1, 2, 3))
+def _check_stable(
+    posterior: Score, x0: Tensor, sigma: float, score: Tensor, walk_limit: Tensor, h: Tensor, k: int
+) -> None:
+    """Raise :class:`InputError` with the largest stable step if the score has grown a million times."""
+    if bool((score.abs() < walk_limit).all()):
+        return
+    bound = 2 / curvature(posterior, x0, sigma).max().item()
+    raise InputError(
+        f"the chain diverged at step {k}: its step size is {h.max().item():.3g}, and a Langevin walk is "
+        f"stable below 2 / L = {bound:.3g}, with the curvature L = {2 / bound:.3g} measured where it "
+        "began. Leave the step size out to have it chosen, or give a smaller one."
+    )

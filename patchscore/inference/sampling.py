@@ -1,0 +1,227 @@
+"""One loop for all samplers: make a step, record the draw.
+
+    state_{k+1} = step(state_k, generator)
+
+A sampler is a function ``step``. The loop commits the draw, the state and the state of the generator in
+one assignment, so a run that was interrupted and resumed equals a run in one go, to the last bit.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple, get_args
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from patchscore.checks import check_counts
+from patchscore.errors import InputError
+from patchscore.inference.chain import Chain, Keep
+from patchscore.randomness import generator_like
+
+# Of the free memory, what samples may take: the sampler and the user's code need some too.
+SHARE_OF_MEMORY = 0.8
+
+
+class State(NamedTuple):
+    """Where a sampler is: all that its next step depends on, but for the random numbers.
+
+    Attributes
+    ----------
+    x : (B, C, H, W)
+    steps : made so far; :func:`run` counts them
+    burn_in : steps that are not recorded
+    evaluations : of the score so far; a step may add its own
+    memory
+        Tensors by name, what else a step wants to find in the next one. Empty before the first step.
+    """
+
+    x: Tensor
+    steps: int = 0
+    burn_in: int = 0
+    evaluations: int = 0
+    memory: Mapping[str, Tensor] = MappingProxyType({})
+
+
+Step = Callable[[State, torch.Generator], State]
+
+
+@torch.no_grad()
+def run(
+    step: Step,
+    x0: Tensor,
+    *,
+    steps: int,
+    burn_in: int | None = None,
+    thin: int = 1,
+    keep: Keep = "samples",
+    generator: torch.Generator,
+    resume: Chain | None = None,
+    progress: bool = True,
+    unit: str = "step",
+) -> Chain:
+    """Run a sampler, given by its step, from x0.
+
+    Parameters
+    ----------
+    step
+        ``step(state, generator) -> state``, a function without a memory of its own, which changes no
+        tensor of the state in place: what the next step needs goes into ``state.memory``. Random numbers
+        come from the generator, which is on the device of x0.
+    x0
+        (B, C, H, W), where the chains begin.
+    steps
+        How many to make in all, burn-in included.
+    burn_in
+        Steps that are not recorded. The default is half of all, or that of the chain to go on from.
+    thin
+        Record every ``thin``-th step.
+    keep
+        ``"samples"``, or ``"moments"`` for the running mean and variance alone.
+    generator
+        Gives the seed of the random numbers of this run.
+    resume
+        A chain to go on from, with the same settings and more steps. The draws are those of one run.
+    progress
+        Whether to show a bar.
+    unit
+        What to call a step.
+
+    Returns
+    -------
+    Chain
+        After an interruption from the keyboard: with the draws so far.
+
+    Raises
+    ------
+    InputError
+        If settings do not fit, the samples do not fit in memory, the chain to go on from is of another
+        shape or device, or a draw is not finite.
+
+    Examples
+    --------
+    The unadjusted Langevin algorithm:
+
+    >>> import torch, patchscore as ps
+    >>> from patchscore.inference import run
+    >>> from patchscore.randomness import standard_normal
+    >>> field, sigma, h = ps.GaussianCliques.exponential((8, 8), std=1.0, length=2.0), 0.5, 0.02
+    >>> def step(state, generator):
+    ...     z = standard_normal(state.x, generator)
+    ...     x = state.x + h * field.score(state.x, sigma) + (2 * h) ** 0.5 * z
+    ...     return state._replace(x=x, evaluations=state.evaluations + 1)
+    >>> x0 = torch.zeros(4, 1, 8, 8, dtype=torch.float64)
+    >>> run(step, x0, steps=100, generator=torch.Generator().manual_seed(0), progress=False).draws
+    50
+    """
+    check_counts(steps=steps, thin=thin)
+    if burn_in is None:
+        burn_in = steps // 2 if resume is None else resume.burn_in
+    if not 0 <= burn_in < steps:
+        raise InputError(
+            f"burn_in is {burn_in} of {steps} steps; expected at least 0 and fewer than all of them."
+        )
+    if keep not in get_args(Keep):
+        raise InputError(f"keep is {keep!r}; choose one of {get_args(Keep)}.")
+    working = generator_like(x0, generator)
+    chain = Chain.begin(x0, working) if resume is None else _resumable(resume, x0, keep, working)
+    due = _recorded(steps, burn_in, thin) - _recorded(chain.steps, burn_in, thin)
+    samples = _room(chain, chain.draws + max(0, due)) if keep == "samples" else None
+    chain = chain._replace(samples=None, burn_in=burn_in)
+    size = 2 * x0.nbytes if samples is None else samples.nbytes
+    start = time.perf_counter()
+    try:
+        label = f"{size / 1e6:.3g} MB"
+        with tqdm(desc=label, initial=chain.steps, total=steps, unit=unit, disable=not progress) as bar:
+            while chain.steps < steps:
+                made = chain.steps + 1
+                state = step(
+                    State(chain.state, chain.steps, burn_in, chain.evaluations, chain.memory), working
+                )
+                following = chain._replace(
+                    state=_checked(state, x0),
+                    steps=made,
+                    evaluations=state.evaluations,
+                    memory=state.memory,
+                    generator_state=working.get_state(),
+                )
+                if _recorded(made, burn_in, thin) > _recorded(made - 1, burn_in, thin):
+                    following = following.with_draw(state.x)
+                    if samples is not None:
+                        samples[chain.draws] = state.x  # not yet counted: a repeated step overwrites it
+                chain = following
+                bar.update()
+        reason = f"all {steps} {unit}s are done"
+    except KeyboardInterrupt:
+        reason = f"interrupted after {chain.steps} of {steps} {unit}s"
+    if samples is not None and len(samples) > chain.draws:
+        samples = samples[: chain.draws].clone()
+    seconds = chain.seconds + time.perf_counter() - start
+    return chain._replace(samples=samples, seconds=seconds, reason=reason)
+
+
+def _recorded(steps: int, burn_in: int, thin: int) -> int:
+    """How many of the first steps are recorded."""
+    return max(0, steps - burn_in) // thin
+
+
+def _checked(state: State, x0: Tensor) -> Tensor:
+    """X of a state that a step returned."""
+    if not isinstance(state, State) or state.x.shape != x0.shape:
+        found = f"x of shape {tuple(state.x.shape)}" if isinstance(state, State) else type(state)
+        raise InputError(
+            f"the step returned {found}; expected a State with x of shape {tuple(x0.shape)}: "
+            "return state._replace(x=...)."
+        )
+    return state.x
+
+
+def _resumable(chain: Chain, x0: Tensor, keep: Keep, working: torch.Generator) -> Chain:
+    """The chain on the device of x0, and the generator where the chain left it."""
+    if chain.state.shape != x0.shape:
+        raise InputError(
+            f"the chain to go on from is of images {tuple(chain.state.shape)}, and these are "
+            f"{tuple(x0.shape)}; go on with the images that it was begun with."
+        )
+    if keep == "samples" and chain.samples is None:
+        raise InputError('the chain to go on from kept its moments only; go on with keep="moments".')
+    try:
+        working.set_state(chain.generator_state)
+    except RuntimeError as error:
+        raise InputError(
+            f"the chain to go on from was drawn on another kind of device than {x0.device}, with other "
+            "random numbers; go on there."
+        ) from error
+    memory = {name: value.to(x0.device) for name, value in chain.memory.items()}
+    names = "mean", "variance", "state", "step_size", "acceptance"
+    return chain._replace(**{name: getattr(chain, name).to(x0.device) for name in names}, memory=memory)
+
+
+def _room(chain: Chain, draws: int) -> Tensor:
+    """Memory for so many samples, the first of them those of the chain."""
+    x = chain.state
+    free = free_bytes(x.device)
+    if free is not None and draws * x.nbytes > SHARE_OF_MEMORY * free:
+        raise InputError(
+            f"{draws} samples of shape {tuple(x.shape)} take {draws * x.nbytes / 1e9:.3g} GB, and "
+            f"{free / 1e9:.3g} GB are free: {int(SHARE_OF_MEMORY * free // x.nbytes)} fit. Ask for "
+            'fewer, thin the chain, or use keep="moments" for the running mean and variance alone.'
+        )
+    samples = x.new_empty(draws, *x.shape)
+    if chain.samples is not None:
+        samples[: chain.draws] = chain.samples
+    return samples
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that is free on a device; None where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
