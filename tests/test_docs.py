@@ -1,0 +1,77 @@
+"""The examples of the documentation run, page by page, and its commands are spelled as the programs take them."""
+
+import re
+import shlex
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import patchscore as ps
+from patchscore import cli
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    page
+    for page in sorted((ROOT / "docs").rglob("*.md"))
+    if not {"_build", "jupyter_execute"} & set(page.relative_to(ROOT).parts)
+]
+BLOCK = re.compile(r"^(?:<!-- needs (\w+) -->\n)?```python\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
+SHELL = re.compile(r"^```sh\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def lines_of(program: str) -> list[str]:
+    """The lines of shell that call a program, in the README, the documentation and CONTRIBUTING."""
+    found = []
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES):
+        for block in SHELL.findall(page.read_text(encoding="utf-8")):
+            lines = block.replace("\\\n", " ").replace("&&", "\n").splitlines()
+            found += [line.strip() for line in lines if program in line]
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))], ids=name
+)
+@pytest.mark.filterwarnings("default")
+def test_the_examples_of_a_page_run_from_top_to_bottom(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names: dict[str, object] = {}
+    for package, block in BLOCK.findall(page.read_text(encoding="utf-8")):
+        if not package or find_spec(package):
+            exec(block, names)
+    clean = names.get("clean")
+    assert clean is None or np.isfinite(np.asarray(clean)).all()
+
+
+@pytest.mark.parametrize("line", lines_of("patchscore "))
+def test_a_command_of_patchscore_is_understood(line: str) -> None:
+    if line.startswith("patchscore "):
+        cli._parser().parse_args(shlex.split(line)[1:])
+
+
+def test_every_public_name_is_in_the_reference_once() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs/api").glob("*.md")))
+    documented = re.findall(r"auto(?:class|function|exception):: patchscore\.(\w+)$", text, flags=re.MULTILINE)
+    assert sorted(documented) == sorted(ps.__all__)
+
+
+def test_every_page_and_notebook_is_in_the_table_of_contents() -> None:
+    notebooks = {f"notebooks/{path.stem}" for path in (ROOT / "notebooks").glob("*.ipynb")}
+    pages = {page.relative_to(ROOT / "docs").with_suffix("").as_posix() for page in PAGES} | notebooks
+    listed = {"index"}
+    for page in PAGES:
+        for tree in re.findall(r"```\{toctree\}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+            entries = [line for line in tree.splitlines() if line and not line.startswith(":")]
+            targets = [re.sub(r".*<(.*)>", r"\1", entry) for entry in entries]
+            listed |= {(page.parent / target).relative_to(ROOT / "docs").as_posix() for target in targets}
+    assert listed == pages
