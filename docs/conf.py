@@ -56,7 +56,7 @@ html_theme_options = {
     # Not on pages of results: their tables need the room.
     "secondary_sidebar_items": {
         page: ["page-toc"]
-        for page in ("start", "howto/*", "mathematics/*", "notebooks/*", "api/*", "weights", "contributing")
+        for page in "start howto/* mathematics/* notebooks/* api/* weights contributing".split()
     },
 }
 
@@ -99,8 +99,8 @@ def equations_as_literals(lines: list[str]) -> list[str]:
     """Indented paragraphs become literal blocks, except in the lists of parameters."""
     marked: list[str] = []
     inside, section, literal = False, "", False
-    for number, line in enumerate(lines):
-        if number + 1 < len(lines) and re.fullmatch(r"-{3,}", lines[number + 1].strip()) and line.strip():
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        if line.strip() and re.fullmatch(r"-{3,}", following.strip()):
             section, inside = line.strip(), False
         indented = line.startswith("    ") and line.strip() != ""
         prose = section in ("", "Notes", "References")

@@ -18,11 +18,10 @@ error = np.abs(estimate - clean)
 for ax, image, title in zip(axes, (noisy, estimate), ("noisy", "estimate"), strict=False):
     ax.imshow(image, cmap="gray", vmin=0, vmax=255)
     ax.set_title(title)
-for ax, image, title in zip(axes[2:], (std, error), ("doubt (posterior std)", "true error"), strict=True):
+for ax, image, title in zip(axes[2:], (std, error), ("doubt (posterior std)", "error"), strict=True):
     drawn = ax.imshow(image, cmap="magma", vmin=0, vmax=25)
     ax.set_title(title)
 figure.colorbar(drawn, ax=axes, label="of 255", shrink=0.85)
 for ax in axes:
     ax.set_axis_off()
 figure.savefig(Path(__file__).with_suffix(".png"), dpi=75)
-print(f"rms error {np.sqrt((error**2).mean()):.2f}, root mean variance {np.sqrt((std**2).mean()):.2f} of 255")

@@ -38,7 +38,9 @@ def test_links_are_absolute_and_point_to_files() -> None:
     """A package index shows the README away from the repository."""
     links = re.findall(r"\]\(([^)]+)\)", README)
     assert len(links) > 5
-    own = r"https://(?:github|raw\.githubusercontent)\.com/patchscore/patchscore/(?:blob/|tree/)?main/(.+)"
+    own = (
+        r"https://(?:github|raw\.githubusercontent)\.com/patchscore/patchscore/(?:blob/|tree/)?main/(.+)"
+    )
     for link in links:
         assert link.startswith("https://")
         inside = re.fullmatch(own, link)
