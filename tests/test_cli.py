@@ -226,7 +226,7 @@ def test_bad_uses_of_the_standard_deviation_are_refused(
 
 @pytest.fixture
 def page(monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    """Noisy text, which a prior of photographs gains from at once: 15 steps are enough, on any machine."""
+    """Noisy text, from which a prior of photographs gains at once: 15 steps, on any machine."""
     monkeypatch.setitem(ps.adapt.__kwdefaults__, "max_steps", 15)
     clean = data.page()[56:136, 152:232].astype(np.float64)
     return clean + SIGMA * np.random.default_rng(0).standard_normal(clean.shape)
