@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,16 @@ def check_noise_level(sigma: Any) -> None:
         raise InputError(
             f"sigma is {sigma}; a noise level is positive and finite, in the unit of the image. Leave "
             "it out to have it estimated."
+        )
+
+
+def check_schedule(sigmas: Sequence[float]) -> None:
+    """Raise :class:`InputError` unless these are noise levels, at least one, that do not rise."""
+    falling = all(lower <= higher for higher, lower in pairwise(sigmas))
+    if not (len(sigmas) and falling and all(0 < sigma < math.inf for sigma in sigmas)):
+        raise InputError(
+            f"the noise levels are {list(sigmas)}; expected at least one positive noise level, and "
+            "several from large to small."
         )
 
 

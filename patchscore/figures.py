@@ -10,7 +10,7 @@ import base64
 import html
 import io
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -23,19 +23,12 @@ WIDTH = 4.0  # of a large panel, in inches
 DOTS_PER_INCH = 80  # of figures in notebooks
 
 
-class Plotted(Protocol):
-    """A result with a figure."""
-
-    def plot(self) -> Figure | Axes:
-        """The figure, or axes in it."""
-
-
-def as_html(result: Plotted) -> str:
-    """The repr of a result with its figure below, as notebooks show it."""
+def as_html(result: Any) -> str:
+    """The repr of a result with the figure of its ``plot()`` below, as notebooks show it."""
     import matplotlib.pyplot as plt
 
     drawn = result.plot()
-    figure: Any = getattr(drawn, "figure", None) or drawn
+    figure = getattr(drawn, "figure", None) or drawn  # of axes, the figure that they are in
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=DOTS_PER_INCH)
     plt.close(figure)
@@ -120,8 +113,7 @@ def chain_figure(
     if std is not None:
         # Of colours, one map: the root mean square over the channels.
         spread = np.sqrt(np.square(_first(std)).reshape(*image.shape[:2], -1).mean(2))
-        of_colours = ", rms of the channels" if image.ndim == 3 else ""
-        text = "standard deviation" + of_colours
+        text = "standard deviation" + ", rms of the channels" * (image.ndim == 3)
         shown = _show(axes["B"], spread, (0, spread.max() or 1), text, cmap="viridis")
         figure.colorbar(shown, ax=axes["B"], shrink=0.9, aspect=30)
     for place, (text, draw) in zip(places, small.items(), strict=True):

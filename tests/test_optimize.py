@@ -222,7 +222,7 @@ def test_a_score_that_is_not_finite_is_an_error(field) -> None:
 
 def test_bad_settings_of_splitting_are_refused(field) -> None:
     likelihood, _ = problem(field, "identity")
-    with pytest.raises(ps.InputError, match="noise level is positive"):
+    with pytest.raises(ps.InputError, match="positive noise level"):
         half_quadratic_splitting(field, likelihood, likelihood.y, sigmas=[0.5, 0.0], progress=False)
     with pytest.raises(ps.InputError, match="weight is -1"):
         regularization_by_denoising(

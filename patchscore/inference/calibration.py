@@ -1,10 +1,10 @@
-"""Whether samples hold the truth as often as they claim.
+"""Calibration: whether intervals from samples hold the truth as often as they claim.
 
-    P(x_(a) < truth < x_(b)) = (b - a) / (n + 1)       of n draws in order, if the truth is one of them
-    rank = #{k : x_k < truth} is uniform on 0, 1, .., n                          (the same, in general)
+    P(x_(a) < truth < x_(b)) = (b - a) / (n + 1)        x_(1) < .. < x_(n) the draws in order
+    rank = #{k : x_k < truth} is uniform on 0, 1, .., n
 
-Both are exact for every n, and both hold for truths drawn from the prior, data made of them, and draws
-from the posterior.
+Both are exact for every n if the truth is drawn from the prior, the data are made from the truth, and
+the samples are drawn from the posterior.
 
 References: Talts et al., "Validating Bayesian Inference Algorithms with Simulation-Based Calibration",
 arXiv:1804.06788, theorem 1; David and Nagaraja, "Order Statistics" (2003), section 7.1.
@@ -37,8 +37,8 @@ class Coverage(NamedTuple):
 
     Attributes
     ----------
-    level : what was asked for
-    share : what was found, over all pixels of all images
+    level : the nominal share
+    share : that was found, over all pixels of all images
     standard_error : of the share, from its spread over the images; NaN for a single one
     per_image : (B,), the share of the pixels of each
     width : (B,), the mean width of the interval, in the unit of the image
@@ -55,33 +55,31 @@ class Coverage(NamedTuple):
 def coverage(samples: Tensor, truth: Tensor, level: float = 0.9) -> Coverage:
     """Share of the pixels whose central credible interval holds the truth: (n, B, ...), (B, ...).
 
-    The interval ends at the order statistics of positions a = (1 - level) (n + 1) / 2 from either side.
-    Where a is no whole number each end is one of the two next to it, at random in proportion, and the
-    share is the mean over that: it is exactly the level for every distribution and n, not only as n
-    grows.
+    The interval ends at the order statistics of position a = (1 - level) (n + 1) / 2 from both sides. If
+    a is not a whole number, each end is one of its two neighbours, at random in proportion, and the
+    share is the mean over that. So a calibrated sampler reaches exactly the level, for every n.
 
     Parameters
     ----------
     samples
         n independent draws of each image, such as ``Chain.samples`` of :func:`sample_denoised`.
     truth
-        The images that the data were made of.
+        The images that the data were made from.
 
     Raises
     ------
     InputError
-        If shapes do not fit, a value is not finite, or n is too small for the level: a >= 1 takes
+        If shapes do not fit, a value is not finite, or n is too small for the level: a >= 1 needs
         n >= 2 / (1 - level) - 1, 19 draws for 90 %.
 
     Notes
     -----
-    The level is reached on average over truths that come from the prior itself. A share that is off may
-    thus be the prior's fault or the sampler's. Fails to see errors that cancel: half the images too
-    narrow and half too wide, or the prior itself as sampler, whose intervals are calibrated and say
-    nothing about y (see the width). Pixels of one image are correlated, so only ``standard_error``, from
-    many images, says how far from the level is too far. Neighbouring draws of one Markov chain narrow
-    the interval; thin them by :func:`effective_sample_size`. Pixels where draws and truth are equal, as
-    after clipping, count as if the truth were below.
+    The level is reached on average over truths from the prior, so a wrong share can come from the prior
+    or from the sampler. Errors that cancel are not seen: half of the images too narrow and half too
+    wide, or samples of the prior, which are calibrated but say nothing about y (see the width). Pixels
+    of one image are correlated; ``standard_error``, from many images, tells which deviation is
+    significant. Neighbouring draws of a Markov chain make the interval too narrow: thin them by
+    :func:`effective_sample_size`. A truth that equals a draw, as after clipping, counts as below it.
     """
     ranks = rank_statistics(samples, truth)
     if not 0 < level < 1:
@@ -95,7 +93,7 @@ def coverage(samples: Tensor, truth: Tensor, level: float = 0.9) -> Coverage:
             f"for a level of at most {math.floor(1000 * highest) / 1000:g}."
         )
     a = max(1.0, (1 - level) / 2 * (n + 1))
-    # A rank r is the stretch [r, r + 1] of n + 1; what of it lies between the two ends counts.
+    # A rank r is the interval [r, r + 1] of [0, n + 1]. The part of it between the two ends counts.
     inside = ((ranks + 1).clamp_max(n + 1 - a) - ranks.clamp_min(a)).clamp_min(0).double()
     per_image = inside.reshape(len(truth), -1).mean(1)
     spread = per_image.std().item() if len(per_image) > 1 else math.nan
@@ -111,8 +109,8 @@ def rank_statistics(
 
         rank = #{k : f(samples_k) < f(truth)}
 
-    For simulation-based calibration: draw truths from the prior, data from the truths, samples from the
-    posteriors; the ranks are then uniform on 0, 1, .., n.
+    For simulation-based calibration: draw truths from the prior, make data from the truths, and draw
+    samples from the posteriors. The ranks are then uniform on 0, 1, .., n.
 
     Parameters
     ----------
@@ -120,8 +118,8 @@ def rank_statistics(
         n independent draws of each image.
     statistic
         f, from images (B, C, H, W) to numbers (B, ...): ``lambda x: x.mean((1, 2, 3))``, or a few
-        distant pixels, ``lambda x: x[:, 0, ::16, ::16]``. It may depend on the data, image by image, and
-        one such as log p(y | x) sees more than any pixel. If not given, every pixel is one.
+        distant pixels, ``lambda x: x[:, 0, ::16, ::16]``. It may depend on the data, image by image;
+        log p(y | x) sees more than any pixel. By default every pixel by itself.
 
     Raises
     ------
@@ -130,7 +128,7 @@ def rank_statistics(
 
     Notes
     -----
-    Fails for statistics with ties, as of clipped pixels: equal values count as not below.
+    Biased for statistics with ties, such as clipped pixels: equal values count as not below.
     """
     if samples.ndim < 2 or samples.shape[1:] != truth.shape or samples.numel() == 0:
         raise InputError(
@@ -187,17 +185,17 @@ class RankHistogram(NamedTuple):
 def rank_histogram(ranks: Tensor, draws: int, *, bins: int | None = None) -> RankHistogram:
     """Sort ranks (N,) into bins and test that they are uniform on 0 .. draws, by Pearson's chi-square.
 
-    A valley means samples that are too narrow, a hill too wide, a slope to the right too low.
+    A valley: the samples are too narrow. A hill: too wide. Rising to the right: too low.
 
     Parameters
     ----------
     ranks
-        Of N independent truths, one statistic: a column of :func:`rank_statistics`.
+        One statistic of N independent truths: a column of :func:`rank_statistics`.
     draws
-        The n that ranks were taken among.
+        The number n of samples.
     bins
-        As equal as whole ranks allow, with what is expected in proportion. If not given, at most 20,
-        with ten ranks in each, and of equal width where that takes no less than half as many.
+        As equal as whole ranks allow, with expected counts in proportion. By default at most 20, with
+        ten ranks in each, and of equal width where that needs at least half as many bins.
 
     Raises
     ------
@@ -206,10 +204,10 @@ def rank_histogram(ranks: Tensor, draws: int, *, bins: int | None = None) -> Ran
 
     Notes
     -----
-    Lies, towards small p, for ranks that are not independent: pixels of one image are correlated, and so
-    are statistics of one image and draws of one Markov chain. Test one statistic of many truths (and
-    divide the level by the number of statistics), or flatten only pixels that are further apart than the
-    posterior is correlated. Fails to see what the statistic does not depend on.
+    p is too small for ranks that are not independent, such as those of pixels or statistics of one
+    image, or of draws of one Markov chain. Test one statistic of many truths (for several statistics,
+    divide the significance level by their number), or flatten only pixels further apart than the
+    posterior is correlated. Errors that the statistic does not depend on are not seen.
     """
     if ranks.ndim != 1:
         raise InputError(

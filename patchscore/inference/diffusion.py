@@ -33,7 +33,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from patchscore.checks import check_counts, check_noise_level, check_positive, noise_levels
+from patchscore.checks import check_counts, check_positive, check_schedule, noise_levels
 from patchscore.errors import InputError
 from patchscore.inference.chain import Chain, Keep
 from patchscore.inference.curvature import curvature_bound
@@ -195,8 +195,7 @@ def predictor_corrector(
     from p(x | y), however many levels there are. For denoising use :func:`sample_denoised`, which does
     not have this error.
     """
-    for sigma in sigmas:
-        check_noise_level(sigma)
+    check_schedule(sigmas)
     _check_order(order)
     last = len(sigmas) - 1
     check_counts(levels=last)

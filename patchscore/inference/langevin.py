@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from patchscore.checks import check_counts, check_noise_level, check_positive
+from patchscore.checks import check_counts, check_noise_level, check_positive, check_schedule
 from patchscore.errors import InputError
 from patchscore.inference.chain import Chain, Keep
 from patchscore.inference.curvature import curvature, curvature_bound
@@ -113,27 +113,29 @@ def langevin(
             optimal = OPTIMAL_STEP * dimension(x) ** (-1 / 3)
             h = (optimal if metropolis else UNADJUSTED) / curvature(posterior, x, sigma)
         log_prob = density.log_prob(x, sigma) if density else zero * math.nan
-        return _Walk(score, log_prob, h, zero, _growth_limit(score, sigma))
+        acceptance = zero if density else zero * math.nan
+        return _Walk(score, log_prob, h, acceptance, _growth_limit(score, sigma))
 
     def adjusted(
         state: State, walk: _Walk, x: Tensor, score: Tensor, log_prob: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, _Walk]:
         """The proposal x where it is accepted, else the state."""
-        h = walk.step_size
+        h, made = walk.step_size, state.steps - state.burn_in
         there, back = x - state.x - expand(h) * walk.score, state.x - x - expand(h) * score
         log_ratio = log_prob - walk.log_prob + (dot(there, there) - dot(back, back)) / (4 * h)
         probability = log_ratio.exp().nan_to_num(0).clamp_max(1)
         taken = torch.rand(h.shape, dtype=h.dtype, device=h.device, generator=generator) < probability
-        if state.steps >= state.burn_in:
-            walk = walk._replace(accepted=walk.accepted + taken)
+        if made >= 0:
+            acceptance = walk.acceptance + (taken.to(h) - walk.acceptance) / (made + 1)
+            walk = walk._replace(acceptance=acceptance)
         elif step_size is None:
             # Robbins and Monro (1951). The gain falls slowly, as the walk may still be on its way.
-            gain = 1 - state.steps / state.burn_in
+            gain = -made / state.burn_in
             walk = walk._replace(step_size=h * (gain * (probability - OPTIMAL_ACCEPTANCE)).exp())
-        x, score = (
-            torch.where(expand(taken), new, old) for new, old in ((x, state.x), (score, walk.score))
-        )
-        return x, walk._replace(score=score, log_prob=torch.where(taken, log_prob, walk.log_prob))
+        score = torch.where(expand(taken), score, walk.score)
+        log_prob = torch.where(taken, log_prob, walk.log_prob)
+        x = torch.where(expand(taken), x, state.x)
+        return x, walk._replace(score=score, log_prob=log_prob)
 
     def step(state: State, generator: torch.Generator) -> State:
         walk = _Walk(**state.memory) if state.memory else begin(state.x)
@@ -148,17 +150,10 @@ def langevin(
         evaluations = state.evaluations + (1 if state.memory else 2)
         return state._replace(x=x, evaluations=evaluations, memory=walk._asdict())
 
-    chain = run(
+    return run(
         step, x0, steps=steps, burn_in=burn_in, thin=thin, keep=keep, generator=generator,
         resume=resume, progress=progress,
     )  # fmt: skip
-    if not chain.memory:
-        return chain
-    walk = _Walk(**chain.memory)
-    share = (
-        walk.accepted / max(1, chain.steps - chain.burn_in) if metropolis else walk.accepted * math.nan
-    )
-    return chain._replace(step_size=walk.step_size, acceptance=share)
 
 
 @torch.no_grad()
@@ -203,9 +198,8 @@ def annealed_langevin(
     The draws are from p_sigma(x | y) at the last level, with the bias of the unadjusted walk. The
     proportions of the modes are wrong if levels are far apart or have few steps.
     """
-    for sigma in sigmas:
-        check_noise_level(sigma)
-    check_counts(steps_per_level=steps_per_level, levels=len(sigmas))
+    check_schedule(sigmas)
+    check_counts(steps_per_level=steps_per_level)
     check_positive(step_fraction=step_fraction)
 
     def step(state: State, generator: torch.Generator) -> State:
@@ -214,28 +208,27 @@ def annealed_langevin(
         score = posterior.score(x, sigma)
         if state.steps % steps_per_level == 0:
             fraction = x.real.new_full((len(x),), step_fraction)
-            step_size = fraction / curvature_bound(posterior, x, sigma)
-            memory = {"step_size": step_size, "limit": _growth_limit(score, sigma)}
+            h = fraction / curvature_bound(posterior, x, sigma)
+            memory = {"step_size": h, "limit": _growth_limit(score, sigma)}
         h = memory["step_size"]
         _check_stable(posterior, x0, sigma, score, memory["limit"], h, state.steps)
         x = langevin_step(x, score, expand(h), generator)
         return state._replace(x=x, evaluations=state.evaluations + 1, memory=memory)
 
-    chain = run(
+    return run(
         step, x0, steps=len(sigmas) * steps_per_level, burn_in=(len(sigmas) - 1) * steps_per_level,
         thin=thin, keep=keep, generator=generator, resume=resume, progress=progress,
     )  # fmt: skip
-    return chain._replace(step_size=chain.memory.get("step_size", chain.step_size))
 
 
 class _Walk(NamedTuple):
     """What a step needs besides x, image by image."""
 
     score: Tensor
-    log_prob: Tensor  # NaN for a plain walk
+    log_prob: Tensor  # this and the acceptance are NaN for a plain walk
     step_size: Tensor
-    accepted: Tensor  # steps, since the burn-in
-    limit: Tensor  # of |score|, the largest in the batch
+    acceptance: Tensor  # since the burn-in
+    limit: Tensor  # of |score| in the whole batch
 
 
 def _growth_limit(score: Tensor, sigma: float) -> Tensor:
@@ -243,14 +236,13 @@ def _growth_limit(score: Tensor, sigma: float) -> Tensor:
 
 
 def _check_stable(
-    posterior: Score, x0: Tensor, sigma: float, score: Tensor, walk_limit: Tensor, h: Tensor, k: int
+    posterior: Score, x0: Tensor, sigma: float, score: Tensor, limit: Tensor, h: Tensor, k: int
 ) -> None:
-    """Raise :class:`InputError` with the largest stable step if the score has grown a million times."""
-    if bool((score.abs() < walk_limit).all()):
-        return
-    bound = 2 / curvature(posterior, x0, sigma).max().item()
-    raise InputError(
-        f"the chain diverged at step {k}: its step size is {h.max().item():.3g}, and a Langevin walk is "
-        f"stable below 2 / L = {bound:.3g}, with the curvature L = {2 / bound:.3g} measured where it "
-        "began. Leave the step size out to have it chosen, or give a smaller one."
-    )
+    """Raise :class:`InputError` if the score has grown a million times."""
+    if not bool((score.abs() < limit).all()):
+        bound = 2 / curvature(posterior, x0, sigma).max().item()
+        raise InputError(
+            f"the chain diverged at step {k}: its step size is {h.max().item():.3g}, and Langevin walks "
+            f"are stable below 2 / L = {bound:.3g}, with the curvature L = {2 / bound:.3g} measured at "
+            "x0. Leave the step size out to have it chosen, or give a smaller one."
+        )

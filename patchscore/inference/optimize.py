@@ -20,7 +20,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -28,7 +27,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from patchscore.checks import check_counts
+from patchscore.checks import check_counts, check_schedule
 from patchscore.errors import InputError
 from patchscore.figures import as_html, counted, image_size, solution_figure
 from patchscore.inference.curvature import curvature, curvature_bound
@@ -128,7 +127,8 @@ def map_estimate(
     posterior mean (``prior.denoise``, :func:`sample_denoised`). Unreliable for a sigma below the
     training range of the prior.
     """
-    sigmas = _levels(sigma)
+    sigmas = np.atleast_1d(sigma).tolist()
+    check_schedule(sigmas)
     check_counts(max_steps=max_steps)
     if not 0 <= tolerance < math.inf:
         raise InputError(f"tolerance is {tolerance}; expected a number of at least zero.")
@@ -157,16 +157,8 @@ def map_estimate(
             x = climb.x
             evaluations += climb.evaluations
             steps += climb.steps
-    return Solution(
-        x,
-        np.array(objective),
-        np.array(residual),
-        np.array(levels),
-        reason,
-        evaluations,
-        time.perf_counter() - start,
-        steps,
-    )
+    rows = np.array(objective), np.array(residual), np.array(levels)
+    return Solution(x, *rows, reason, evaluations, time.perf_counter() - start, steps)
 
 
 class _Ascent:
@@ -234,14 +226,3 @@ class _Ascent:
         self.stuck |= ~risen
         self.objective = torch.where(risen, objective, self.objective)
         return torch.where(expand(risen), trial, self.x)
-
-
-def _levels(sigma: float | Sequence[float]) -> list[float]:
-    levels = [float(s) for s in (sigma if isinstance(sigma, Sequence) else [sigma])]
-    if not levels or not all(0 < level < math.inf for level in levels):
-        raise InputError(
-            f"sigma is {sigma}; expected a positive noise level, or several from large to small."
-        )
-    if any(b > a for a, b in pairwise(levels)):
-        raise InputError(f"the noise levels {levels} rise; give them from large to small.")
-    return levels

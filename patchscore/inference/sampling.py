@@ -37,7 +37,8 @@ class State(NamedTuple):
     burn_in : steps that are not recorded
     evaluations : of the score so far; a step may add its own
     memory
-        Tensors by name, what else a step wants to find in the next one. Empty before the first step.
+        Tensors by name that the next step needs too; empty before the first step. The chain reports
+        those of the names ``step_size`` and ``acceptance``, (B,).
     """
 
     x: Tensor
@@ -69,27 +70,21 @@ def run(
     Parameters
     ----------
     step
-        ``step(state, generator) -> state``, a function without a memory of its own, which changes no
-        tensor of the state in place: what the next step needs goes into ``state.memory``. Random numbers
-        come from the generator, which is on the device of x0.
+        ``step(state, generator) -> state``. It keeps nothing outside of the state and changes no tensor
+        in place. Random numbers come from the generator, which is on the device of x0.
     x0
         (B, C, H, W), where the chains begin.
-    steps
-        How many to make in all, burn-in included.
-    burn_in
-        Steps that are not recorded. The default is half of all, or that of the chain to go on from.
-    thin
-        Record every ``thin``-th step.
+    steps, burn_in, thin
+        Steps in all; those of them that are not recorded at the beginning (by default half of all, or
+        as in the chain to go on from); record every ``thin``-th one of the others.
     keep
         ``"samples"``, or ``"moments"`` for the running mean and variance alone.
     generator
-        Gives the seed of the random numbers of this run.
+        Gives the seed of this run.
     resume
-        A chain to go on from, with the same settings and more steps. The draws are those of one run.
-    progress
-        Whether to show a bar.
-    unit
-        What to call a step.
+        A chain to go on from, with the same settings and more steps.
+    progress, unit
+        Whether to show a bar, and what to call a step.
 
     Returns
     -------
@@ -99,8 +94,8 @@ def run(
     Raises
     ------
     InputError
-        If settings do not fit, the samples do not fit in memory, the chain to go on from is of another
-        shape or device, or a draw is not finite.
+        If settings or the chain to go on from do not fit, samples do not fit in memory, or a draw is
+        not finite.
 
     Examples
     --------
@@ -132,28 +127,27 @@ def run(
     due = _recorded(steps, burn_in, thin) - _recorded(chain.steps, burn_in, thin)
     samples = _room(chain, chain.draws + max(0, due)) if keep == "samples" else None
     chain = chain._replace(samples=None, burn_in=burn_in)
-    size = 2 * x0.nbytes if samples is None else samples.nbytes
+    label = f"{(2 * x0.nbytes if samples is None else samples.nbytes) / 1e6:.3g} MB"
     start = time.perf_counter()
     try:
-        label = f"{size / 1e6:.3g} MB"
         with tqdm(desc=label, initial=chain.steps, total=steps, unit=unit, disable=not progress) as bar:
             while chain.steps < steps:
-                made = chain.steps + 1
-                state = step(
-                    State(chain.state, chain.steps, burn_in, chain.evaluations, chain.memory), working
-                )
-                following = chain._replace(
+                here = State(chain.state, chain.steps, burn_in, chain.evaluations, chain.memory)
+                state = step(here, working)
+                after = chain._replace(
                     state=_checked(state, x0),
-                    steps=made,
+                    steps=chain.steps + 1,
+                    step_size=state.memory.get("step_size", chain.step_size),
+                    acceptance=state.memory.get("acceptance", chain.acceptance),
                     evaluations=state.evaluations,
                     memory=state.memory,
                     generator_state=working.get_state(),
                 )
-                if _recorded(made, burn_in, thin) > _recorded(made - 1, burn_in, thin):
-                    following = following.with_draw(state.x)
+                if _recorded(after.steps, burn_in, thin) > _recorded(chain.steps, burn_in, thin):
+                    after = after.with_draw(state.x)
                     if samples is not None:
                         samples[chain.draws] = state.x  # not yet counted: a repeated step overwrites it
-                chain = following
+                chain = after
                 bar.update()
         reason = f"all {steps} {unit}s are done"
     except KeyboardInterrupt:
@@ -170,14 +164,14 @@ def _recorded(steps: int, burn_in: int, thin: int) -> int:
 
 
 def _checked(state: State, x0: Tensor) -> Tensor:
-    """X of a state that a step returned."""
-    if not isinstance(state, State) or state.x.shape != x0.shape:
-        found = f"x of shape {tuple(state.x.shape)}" if isinstance(state, State) else type(state)
-        raise InputError(
-            f"the step returned {found}; expected a State with x of shape {tuple(x0.shape)}: "
-            "return state._replace(x=...)."
-        )
-    return state.x
+    """The images of a state that a step returned."""
+    if isinstance(state, State) and state.x.shape == x0.shape:
+        return state.x
+    found = f"x of shape {tuple(state.x.shape)}" if isinstance(state, State) else type(state)
+    raise InputError(
+        f"the step returned {found}; expected a State with x of shape {tuple(x0.shape)}: "
+        "return state._replace(x=...)."
+    )
 
 
 def _resumable(chain: Chain, x0: Tensor, keep: Keep, working: torch.Generator) -> Chain:
@@ -196,13 +190,19 @@ def _resumable(chain: Chain, x0: Tensor, keep: Keep, working: torch.Generator) -
             f"the chain to go on from was drawn on another kind of device than {x0.device}, with other "
             "random numbers; go on there."
         ) from error
-    memory = {name: value.to(x0.device) for name, value in chain.memory.items()}
-    names = "mean", "variance", "state", "step_size", "acceptance"
-    return chain._replace(**{name: getattr(chain, name).to(x0.device) for name in names}, memory=memory)
+    device = x0.device
+    return chain._replace(
+        mean=chain.mean.to(device),
+        variance=chain.variance.to(device),
+        state=chain.state.to(device),
+        step_size=chain.step_size.to(device),
+        acceptance=chain.acceptance.to(device),
+        memory={name: value.to(device) for name, value in chain.memory.items()},
+    )
 
 
 def _room(chain: Chain, draws: int) -> Tensor:
-    """Memory for so many samples, the first of them those of the chain."""
+    """Memory for this many samples, with those of the chain in it."""
     x = chain.state
     free = free_bytes(x.device)
     if free is not None and draws * x.nbytes > SHARE_OF_MEMORY * free:

@@ -31,8 +31,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from patchscore.checks import check_counts, check_noise_level, check_positive
-from patchscore.errors import InputError
+from patchscore.checks import check_counts, check_noise_level, check_positive, check_schedule
 from patchscore.inference.optimize import Solution
 from patchscore.linear_algebra import rms
 from patchscore.protocols import Denoiser, Likelihood
@@ -70,10 +69,7 @@ def half_quadratic_splitting(
     Not a MAP estimate: it maximises an objective only if rho is fixed and the denoiser is itself a
     maximum. The residual is the change of x in units of rho.
     """
-    if not sigmas:
-        raise InputError("sigmas is empty; give the noise level of every step, from large to small.")
-    for sigma in sigmas:
-        check_noise_level(sigma)
+    check_schedule(sigmas)
     x, residual = x0, [[math.nan] * len(x0)]
     start = time.perf_counter()
     for sigma in tqdm(sigmas, unit="step", disable=not progress):
