@@ -81,8 +81,8 @@ def solution_figure(
         above.tick_params(labelbottom=False)
     if len(starts) > 1:
         level = below.twinx()
-        level.step(steps, sigmas, where="post", color="C1", linewidth=1, linestyle="--")
-        level.set_ylabel("noise level", color="C1")
+        level.step(steps, sigmas, where="post", color="0.4", linewidth=1, linestyle="--")
+        level.set_ylabel("noise level", color="0.4")
         level.set_ylim(bottom=0)
     figure.suptitle(title, fontsize=11)
     return figure
@@ -174,8 +174,8 @@ def loss_axes(loss: np.ndarray, learning_rate: np.ndarray, ax: Axes | None = Non
     margin = 0.1 * (high - low) + 1e-12
     ax.set(xlabel="step", ylabel="loss", ylim=(low - margin, high + margin))
     rate = ax.twinx()
-    rate.plot(steps, learning_rate, color="C1", linewidth=1, linestyle="--")
-    rate.set_ylabel("learning rate", color="C1")
+    rate.plot(steps, learning_rate, color="0.4", linewidth=1, linestyle="--")
+    rate.set_ylabel("learning rate", color="0.4")
     rate.set_ylim(bottom=0)
     ax.legend(loc="upper right")
     return ax
