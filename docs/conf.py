@@ -54,10 +54,7 @@ html_theme_options = {
     "header_links_before_dropdown": 6,
     "navigation_with_keys": False,
     # Not on pages of results: their tables need the room.
-    "secondary_sidebar_items": {
-        page: ["page-toc"]
-        for page in "start howto/* mathematics/* notebooks/* api/* weights contributing".split()
-    },
+    "secondary_sidebar_items": {"[!ir]*": ["page-toc"]},
 }
 
 # The figure of each notebook that stands on its card: the number of the picture, from the top.

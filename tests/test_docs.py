@@ -37,7 +37,13 @@ def lines_of(program: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))], ids=name
+    "page",
+    [
+        page
+        for page in (ROOT / "CONTRIBUTING.md", *PAGES)
+        if BLOCK.search(page.read_text(encoding="utf-8"))
+    ],
+    ids=name,
 )
 @pytest.mark.filterwarnings("default")
 def test_the_examples_of_a_page_run_from_top_to_bottom(
@@ -61,7 +67,7 @@ def test_a_command_of_patchscore_is_understood(line: str) -> None:
 
 def test_every_public_name_is_in_the_reference_once() -> None:
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.parent.name == "api")
-    documented = re.findall(r"auto(?:class|function|exception):: patchscore\.(\w+)", text)
+    documented = re.findall(r"auto(?:class|function|exception):: patchscore\.(\w+)\n", text)
     assert sorted(documented) == sorted(ps.__all__)
 
 
