@@ -22,16 +22,15 @@ from tqdm import tqdm
 import patchscore as ps
 from benchmarks.data import prepare_table, read_table, write_table
 from benchmarks.natural_gray import held_out_psnr, split, weighted_score_matching
-from patchscore.priors.convolutional import ConvEnergy
+from patchscore.priors.energy import ConvEnergy
 
 TIMED_SIDE = 512
-Network = ps.PatchEnergy | ConvEnergy
 
 
 class Candidate(NamedTuple):
     """A network, and how it is trained; what is not said is as for ``natural-gray``."""
 
-    build: Callable[[], Network]
+    build: Callable[[], ConvEnergy]
     optimizer: Literal["adam", "soap"] = "soap"
     learning_rate: float = 8e-3
 
@@ -112,11 +111,7 @@ def measure(name: str, candidate: Candidate, minutes: float) -> Row:
         progress=False,
     )
     low, middle, high = held_out_psnr(prior)
-    if isinstance(network, ConvEnergy):
-        sides, dilations = network.sides, network.dilations
-    else:
-        sides = [network.patch_size, *[1] * (network.depth - 1)]
-        dilations = [1] * network.depth
+    sides, dilations = network.sides, network.dilations
     return Row(
         name,
         type(network).__name__,
@@ -141,10 +136,9 @@ def measure(name: str, candidate: Candidate, minutes: float) -> Row:
     )
 
 
-def macs_per_pixel(network: Network) -> int:
+def macs_per_pixel(network: ConvEnergy) -> int:
     """Products per pixel of the score: every weight once forward and once back."""
-    weights = network.kernels() if isinstance(network, ConvEnergy) else network.matrices()
-    return 2 * sum(weight.numel() for weight in weights)
+    return 2 * sum(kernel.numel() for kernel in network.kernels())
 
 
 def microseconds_per_pixel(prior: ps.PatchPrior) -> float:

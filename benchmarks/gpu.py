@@ -14,19 +14,16 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
 import torch
 from torch import Tensor
 
 from benchmarks.data import prepare_table, write_table
 from patchscore.errors import InputError
-from patchscore.priors.convolutional import ConvEnergy
-from patchscore.priors.engines import triton
-from patchscore.priors.engines.layers import Precision
+from patchscore.priors.energy import ConvEnergy, PatchEnergy
+from patchscore.priors.engines.layers import Precision, field_score
 from patchscore.priors.engines.triton import Field, has_triton, tile_sizes
 from patchscore.priors.engines.triton_launch import Tiles
-from patchscore.priors.networks import PatchEnergy
 
 DEVICE = "cuda"
 LARGE = 2160, 3840
@@ -36,8 +33,6 @@ MATRIX_SIDE = 8192
 SIGMA = 0.1
 STEP = 1e-3
 OUT = Path("benchmarks/results/gpu.csv")
-
-Network = PatchEnergy | ConvEnergy
 
 
 class Row(NamedTuple):
@@ -100,10 +95,10 @@ def check_gpu() -> None:
         )
 
 
-def networks() -> list[Network]:
+def networks() -> list[ConvEnergy]:
     """The network of ``natural-gray`` and the default convolutional one, with random weights."""
     generator = torch.Generator().manual_seed(0)
-    built: list[Network] = [PatchEnergy(11, 1, 256, 2), ConvEnergy()]
+    built: list[ConvEnergy] = [PatchEnergy(11, 1, 256, 2), ConvEnergy()]
     for network in built:
         network.requires_grad_(False)
         network.readout.normal_(generator=generator)
@@ -111,9 +106,9 @@ def networks() -> list[Network]:
     return built
 
 
-def measure(network: Network, rate: float, repeats: int) -> list[Row]:
+def measure(network: ConvEnergy, rate: float, repeats: int) -> list[Row]:
     """All numbers of one network: tile sizes first, the rest with the fastest of them."""
-    name = type(network).__name__
+    name = "patches" if on_patches(network) else "convolutional"
     operations = 2 * multiply_adds(network)
 
     def row(
@@ -150,10 +145,9 @@ def measure(network: Network, rate: float, repeats: int) -> list[Row]:
     return rows
 
 
-def candidates(network: Network) -> list[Tiles]:
+def candidates(network: ConvEnergy) -> list[Tiles]:
     """The sizes that would be taken, and others around them."""
     field = Field(network.layers(), "bfloat16")
-    on_patches = isinstance(network, PatchEnergy)
     around = [
         Tiles(block, chunk, warps, stages)
         for block in (32, 64, 128)
@@ -162,15 +156,15 @@ def candidates(network: Network) -> list[Tiles]:
         for stages in (2, 3)
         if block * field.weights.width <= 2**12 * warps
     ]
-    return list(dict.fromkeys([*tile_sizes(field.weights, on_patches=on_patches)[:2], *around]))
+    return list(dict.fromkeys([*tile_sizes(field.weights, on_patches=on_patches(network))[:2], *around]))
 
 
 def step_of(
-    network: Network, precision: Precision, tiles: Tiles | None
+    network: ConvEnergy, precision: Precision, tiles: Tiles | None
 ) -> tuple[Callable[[Tensor], Tensor], str]:
     """The score of images at SIGMA, and how the tiles are called."""
     field = Field(network.layers(), precision, tiles)
-    used = tiles or tile_sizes(field.weights, on_patches=isinstance(network, PatchEnergy))[0]
+    used = tiles or tile_sizes(field.weights, on_patches=on_patches(network))[0]
     label = f"{used.block} x {used.chunk}, {used.warps} warps, {used.stages} stages"
 
     def step(images: Tensor) -> Tensor:
@@ -191,7 +185,7 @@ def langevin_step(step: Callable[[Tensor], Tensor], images: Tensor) -> Callable[
     return advance
 
 
-def error_of(network: Network, step: Callable[[Tensor], Tensor]) -> float:
+def error_of(network: ConvEnergy, step: Callable[[Tensor], Tensor]) -> float:
     """How far the score of a small image is from that of the plain path in float64."""
     x = image(1, (96, 101))
     sigma = torch.full((1,), SIGMA, device=DEVICE, dtype=torch.float64)
@@ -200,10 +194,9 @@ def error_of(network: Network, step: Callable[[Tensor], Tensor]) -> float:
     return float((step(x) - exact).abs().max() / exact.abs().max())
 
 
-def plain_score(network: Network, x: Tensor, sigma: Tensor) -> Tensor:
+def plain_score(network: ConvEnergy, x: Tensor, sigma: Tensor) -> Tensor:
     """The score as PyTorch alone computes it."""
-    with mock.patch.object(triton, "serves", return_value=False):
-        return network.field_score(x, sigma, "symmetric")
+    return field_score(network.layers(), x, sigma, "symmetric")
 
 
 def matrix_rate(repeats: int) -> float:
@@ -227,7 +220,12 @@ def milliseconds_of(task: Callable[[], object], repeats: int) -> float:
     return float(torch.tensor(times).median())
 
 
-def multiply_adds(network: Network) -> int:
+def on_patches(network: ConvEnergy) -> bool:
+    """Whether it is a perceptron on patches, for which there is a kernel of its own."""
+    return set(network.sides[1:]) <= {1}
+
+
+def multiply_adds(network: ConvEnergy) -> int:
     """Per pixel, up and down."""
     return 2 * sum(kernel.numel() for kernel in network.layers().kernels)
 

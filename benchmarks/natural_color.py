@@ -23,7 +23,7 @@ from benchmarks.data import prepare_table, write_table
 from benchmarks.natural_gray import weighted_score_matching
 from benchmarks.quality import add_noise, prior_digest
 from patchscore.evaluation.metrics import psnr
-from patchscore.priors.convolutional import ConvEnergy
+from patchscore.priors.energy import ConvEnergy
 
 PHOTOGRAPHS = {
     "astronaut": data.astronaut,

@@ -23,7 +23,7 @@ import patchscore as ps
 from benchmarks.data import gray_images
 from benchmarks.quality import add_noise
 from patchscore.evaluation.metrics import psnr
-from patchscore.priors.convolutional import ConvEnergy
+from patchscore.priors.energy import ConvEnergy
 
 EVERY = 10
 SIGMAS = 15.0, 25.0, 50.0

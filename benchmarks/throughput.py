@@ -21,10 +21,9 @@ import torch
 
 from benchmarks.speed import SIGMA, Line, line, time_in_turn
 from patchscore.errors import InputError
-from patchscore.priors.convolutional import ConvEnergy
+from patchscore.priors.energy import ConvEnergy
 from patchscore.priors.engines.cpu import has_bfloat16
 from patchscore.priors.engines.layers import Precision
-from patchscore.priors.networks import PatchEnergy
 from patchscore.priors.prior import PatchPrior
 from patchscore.priors.zoo import load_prior
 
@@ -44,10 +43,10 @@ def multiply_adds(prior: PatchPrior) -> int:
 
     Raises :class:`InputError` for a network that is not a stack of layers.
     """
-    if not isinstance(prior.network, (PatchEnergy, ConvEnergy)):
+    if not isinstance(prior.network, ConvEnergy):
         raise InputError(
             f"the multiply-adds of {type(prior.network).__name__} are not known; take a prior with a "
-            "PatchEnergy or a ConvEnergy."
+            "ConvEnergy."
         )
     return 2 * sum(kernel.numel() for kernel in prior.network.layers().kernels)
 

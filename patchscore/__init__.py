@@ -16,12 +16,12 @@ from patchscore.learning.weight import fit_score_weight
 from patchscore.measurements.likelihoods import GaussianLikelihood
 from patchscore.measurements.operators import Identity, Mask
 from patchscore.priors.cliques import Clique, Potential
-from patchscore.priors.convolutional import ConvEnergy
 from patchscore.priors.empirical import EmpiricalPatches
+from patchscore.priors.energy import ConvEnergy, PatchEnergy
 from patchscore.priors.experts import StudentT, TotalVariation
 from patchscore.priors.gaussian import GaussianCliques, GaussianPatches
 from patchscore.priors.mixture import GaussianMixture
-from patchscore.priors.networks import PatchEnergy, PatchMLP
+from patchscore.priors.mlp import PatchMLP
 from patchscore.priors.prior import PatchPrior
 from patchscore.priors.registry import register
 from patchscore.priors.wrappers import Channelwise, ComplexPrior

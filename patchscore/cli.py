@@ -23,8 +23,7 @@ from patchscore.files import ImageFile, check_writable, image_files, read_image,
 from patchscore.images import training_images
 from patchscore.learning.fit import fit
 from patchscore.measurements.noisy_image import NoisyImage
-from patchscore.priors.convolutional import ConvEnergy
-from patchscore.priors.networks import PatchEnergy
+from patchscore.priors.energy import ConvEnergy, PatchEnergy
 from patchscore.priors.prior import PatchPrior
 from patchscore.priors.zoo import bundled_priors, find_device, load_prior
 from patchscore.storage import check_destination
@@ -274,7 +273,7 @@ def _train(options: argparse.Namespace) -> int:
     first = read_image(image_files(options.folder)[0]).pixels
     torch.manual_seed(options.seed)
     channels = 1 if first.ndim == 2 else first.shape[2]
-    network: PatchEnergy | ConvEnergy
+    network: ConvEnergy
     if options.patch_size is None:
         network = ConvEnergy((5, 3, 3), (1, 2, 3), channels, options.width)
     else:

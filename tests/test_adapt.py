@@ -22,7 +22,7 @@ from patchscore.adaptation.search import Search, SplitImage, random_halves
 from patchscore.errors import InputError
 from patchscore.measurements.noise import estimated_sigma
 from patchscore.measurements.noisy_image import NoisyImage
-from patchscore.priors.convolutional import ConvEnergy
+from patchscore.priors.energy import ConvEnergy
 from patchscore.priors.gaussian import GaussianPatches
 
 SIDE, SIGMA = 64, 0.5

@@ -184,7 +184,7 @@ def test_patch_marginals_are_never_summed_and_cliques_never_averaged(clique, ass
 
 def test_what_an_assembly_cannot_do_is_told(clique, x) -> None:
     with pytest.raises(
-        ps.InputError, match="marginals of parts of a patch are not known for PatchEnergy"
+        ps.InputError, match="marginals of parts of a patch are not known for ConvEnergy"
     ):
         ps.PatchPrior(ps.PatchEnergy(patch_size=3, width=16), assembly="kikuchi")
     with pytest.raises(ps.InputError, match="reach beyond the border"):

@@ -14,8 +14,8 @@ import pytest
 from skimage.io import imsave
 
 from patchscore.errors import InputError
-from patchscore.priors.convolutional import ConvEnergy
-from patchscore.priors.networks import PatchEnergy, PatchMLP
+from patchscore.priors.energy import ConvEnergy, PatchEnergy
+from patchscore.priors.mlp import PatchMLP
 from patchscore.priors.prior import PatchPrior
 
 ROOT = Path(__file__).resolve().parents[1]

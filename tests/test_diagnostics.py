@@ -22,8 +22,9 @@ from patchscore.inference.diagnostics import (
     rank_histogram,
     rank_statistics,
 )
+from patchscore.priors.energy import PatchEnergy
 from patchscore.priors.gaussian import GaussianCliques
-from patchscore.priors.networks import PatchEnergy, PatchMLP
+from patchscore.priors.mlp import PatchMLP
 from patchscore.priors.prior import PatchPrior
 
 SHAPE = 6, 5

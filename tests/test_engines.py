@@ -13,9 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import patchscore as ps
-from patchscore.priors.convolutional import ConvEnergy
+from patchscore.priors.energy import ConvEnergy, PatchEnergy
 from patchscore.priors.engines import cpu
-from patchscore.priors.networks import PatchEnergy
 from patchscore.priors.patches import PatchGrid
 from patchscore.priors.prior import PatchPrior
 
@@ -124,7 +123,7 @@ def test_nothing_larger_than_a_tile_is_made(name, monkeypatch, normal):
     with Allocations() as made:
         cpu.field_score(layers, x, torch.ones(2), "symmetric")
     cliques = 2**14 // len(layers.readout)
-    rim = (cliques**0.5 + 2 * layers.reach) ** 2 / cliques
+    rim = (cliques**0.5 + 2 * clique.patch_shape[0] - 2) ** 2 / cliques
     largest = sorted(made.sizes)
     weights = 204 * 184 if name == "even patches" else 0
     assert largest[-1] == x.numel()

@@ -22,8 +22,8 @@ from patchscore.learning.fit import fit
 from patchscore.learning.history import History
 from patchscore.learning.matching import denoising_score_matching
 from patchscore.priors.cliques import Clique
+from patchscore.priors.energy import PatchEnergy
 from patchscore.priors.experts import StudentT, TotalVariation
-from patchscore.priors.networks import PatchEnergy
 from patchscore.priors.prior import PatchPrior
 from patchscore.storage import load_tensors
 
@@ -425,7 +425,7 @@ import numpy as np
 import torch
 from patchscore.learning.fit import fit
 from patchscore.learning.matching import denoising_score_matching
-from patchscore.priors.networks import PatchEnergy
+from patchscore.priors.energy import PatchEnergy
 from patchscore.priors.prior import PatchPrior
 
 checkpoint, output, seed, delay = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from patchscore.errors import InputError
-from patchscore.priors.networks import PatchEnergy, PatchMLP
+from patchscore.priors.energy import PatchEnergy
+from patchscore.priors.mlp import PatchMLP
 from patchscore.priors.patches import PatchGrid
 from patchscore.priors.prior import PatchPrior
-from patchscore.priors.symmetry import PatchSymmetry
+from patchscore.priors.symmetry import Symmetry
 
 INVARIANCES = ("scale_invariant", "brightness_invariant", "flip_invariant", "turn_invariant")
 ALL_OFF = dict.fromkeys(INVARIANCES, False)
@@ -31,6 +32,13 @@ def mlp_network(patch_size=4, channels=1, **settings):
     return PatchMLP(patch_size, channels, widths=(16, 24, 16), tanh_layers=1, **settings)
 
 
+def matrices(network):
+    """The plain matrices of either network."""
+    if isinstance(network, PatchMLP):
+        return network.matrices()
+    return [kernel.flatten(1) for kernel in network.kernels()]
+
+
 networks = pytest.mark.parametrize("build", [energy_network, mlp_network])
 
 
@@ -47,7 +55,7 @@ def image_transform(patch_size, channels, transform):
 def violations(network, v, error):
     """For each invariance: how far s_V is from having it."""
     act = {
-        name: image_transform(network.patch_size, network.channels, transform)
+        name: image_transform(network.patch_shape[0], network.channels, transform)
         for name, transform in {
             "rows": lambda a: a.flip(-2),
             "columns": lambda a: a.flip(-1),
@@ -134,25 +142,31 @@ def test_patches_of_a_batch_do_not_see_each_other(build, settings, randomized, n
     [(False, False, 1), (True, False, 4), (False, True, 4), (True, True, 8)],
 )
 def test_order_of_the_group(patch_size, flips, turns, order):
-    symmetry = PatchSymmetry(patch_size, 2, flips=flips, turns=turns)
+    symmetry = Symmetry([patch_size, 1], flips=flips, turns=turns)
     assert symmetry.order == order
-    assert symmetry.pixels.shape == (order, 2 * patch_size**2)
+    assert symmetry.pixels(patch_size).shape == (order, patch_size**2)
     assert sorted(symmetry.quotient[0].tolist()) == list(range(order))
+
+
+def test_the_group_is_that_of_the_whole_network():
+    """Nothing turns in one pixel, but a layer that sees one place has the group of the others."""
+    assert Symmetry([1, 1], flips=True, turns=True).order == 1
+    assert Symmetry([1, 3], flips=True, turns=True).order == 8
 
 
 @pytest.mark.parametrize(("flips", "turns"), [(True, False), (False, True), (True, True)])
 def test_a_transformed_patch_permutes_the_units_of_a_group(flips, turns, normal, error):
     """z_{i,g}(k v) = z_{i,kg}(v), after the first layer and after a mixing layer, where the product is
     that of the permutations, pi_kg(p) = pi_k(pi_g(p))."""
-    symmetry = PatchSymmetry(3, 2, flips=flips, turns=turns)
-    order, pi = symmetry.order, symmetry.pixels.argsort(1)
-    v = normal(18, 1, seed=1)
-    first = symmetry.lift(normal(4, 18))
-    second = symmetry.mix(normal(3, 4, order))
+    symmetry = Symmetry([3], flips=flips, turns=turns)
+    order, pi = symmetry.order, symmetry.pixels(3).argsort(1)
+    v = normal(2, 9, 1, seed=1)
+    first = symmetry.lift(normal(4, 18), 3)
+    second = symmetry.spread(normal(3, 4, order)).squeeze(2)
     numbers = {tuple(permutation): g for g, permutation in enumerate(pi.tolist())}
     for k, pi_k in enumerate(pi):
         kg = torch.tensor([numbers[tuple(pi_k[pi_g].tolist())] for pi_g in pi])
-        z, z_k = torch.tanh(first @ v), torch.tanh(first @ v[pi_k])
+        z, z_k = (torch.tanh(first @ u.reshape(18, 1)) for u in (v, v[:, pi_k]))
         assert error(z_k, z.view(4, order, 1)[:, kg].flatten(0, 1)) < 1e-10, k
         h, h_k = second @ z, second @ z_k
         assert error(h_k, h.view(3, order, 1)[:, kg].flatten(0, 1)) < 1e-10, k
@@ -162,7 +176,7 @@ def test_a_transformed_patch_permutes_the_units_of_a_group(flips, turns, normal,
 def test_rows_of_a_group_are_the_transforms_of_one_filter(build, randomized, normal, error):
     """The first matrix holds, for each filter, its eight flips and turns, less the mean."""
     network = randomized(build(3))
-    first = network.matrices()[0].view(-1, 8, 3, 3)
+    first = matrices(network)[0].view(-1, 8, 3, 3)
     for filters, group in zip(network.lift.view(-1, 3, 3), first, strict=True):
         centred = filters - filters.mean()
         wanted = [t.rot90(k) for k in range(4) for t in (centred, centred.flip(0))]
@@ -181,7 +195,7 @@ def test_rank_of_the_first_matrix(filters, brightness, randomized):
     the mean takes one A1 away.
     """
     network = randomized(PatchEnergy(3, 1, 8 * filters, brightness_invariant=brightness))
-    first, second = network.matrices()
+    first, second = matrices(network)
     rank = min(filters, 2 if brightness else 3) + 1 + 1 + 2 * 2
     assert first.shape == (8 * filters, 9)
     assert torch.linalg.matrix_rank(first) == rank
@@ -230,7 +244,7 @@ def test_the_prior_is_a_convolution_then_1x1_convolutions_then_a_transposed_one(
     network = randomized(build(patch_size, channels))
     x, sigma = normal(2, channels, 7, 9), SIGMA[..., None]
     grid = PatchGrid((7, 9), network.patch_shape, boundary)
-    first, *others = network.matrices()
+    first, *others = matrices(network)
     kernel = first.view(-1, channels, patch_size, patch_size)
     biases = [network.symmetry.pool(bias) for bias in network.biases]
 
@@ -245,7 +259,9 @@ def test_the_prior_is_a_convolution_then_1x1_convolutions_then_a_transposed_one(
     else:
         for matrix, bias in zip(others, biases[1:], strict=True):
             hidden.append(F.conv2d(F.leaky_relu(hidden[-1]), matrix[..., None, None], bias))
-        last = network.symmetry.lift(network.project).view(-1, channels, patch_size, patch_size)
+        last = network.symmetry.lift(network.project, patch_size).view(
+            -1, channels, patch_size, patch_size
+        )
         out = hidden[-1].tanh()
     score = grid.pad_adjoint(F.conv_transpose2d(clique_weights(grid) * out / sigma, last))
     found = PatchPrior(network, boundary=boundary).score(x, SIGMA.flatten())
@@ -308,7 +324,7 @@ def test_tanh_layers_are_the_last_hidden_ones(tanh_layers, randomized, normal, e
     for layer, (matrix, bias) in enumerate(zip(network.matrices(), network.biases, strict=True)):
         h = matrix @ h + network.symmetry.pool(bias)[:, None]
         h = torch.tanh(h) if layer >= 3 - tanh_layers else torch.where(h > 0, h, 0.01 * h)
-    expected = network.symmetry.lift(network.project).T @ h / SIGMA
+    expected = network.symmetry.lift(network.project, 3).T @ h / SIGMA
     assert error(network.score(u, SIGMA), expected) < 1e-10
 
 
@@ -353,7 +369,7 @@ def test_settings_build_the_network_again(network, normal, error, randomized):
     again = type(network)(**network.settings()).double()
     again.load_state_dict(network.state_dict())
     assert again.settings() == network.settings()
-    v = normal(2, network.channels * network.patch_size**2, 3)
+    v = normal(2, network.channels * network.patch_shape[0] ** 2, 3)
     assert error(again.score(v, SIGMA), network.score(v, SIGMA)) == 0
 
 
@@ -365,12 +381,13 @@ def test_a_new_energy_is_flat(normal):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: PatchEnergy(0), r"patch_size is 0; expected a whole number of at least 1"),
-        (lambda: PatchEnergy(3, 0), r"channels is 0; expected"),
+        (lambda: PatchEnergy(0), r"sides is \[0, 1\] .* expected positive numbers"),
+        (lambda: PatchEnergy(3, 0), r"with 0 channels; expected at least one"),
+        (lambda: PatchMLP(0), r"patch_size is 0 with 1 channels; expected whole numbers of at least 1"),
         (lambda: PatchEnergy(depth=0), r"depth is 0; expected at least one hidden layer"),
-        (lambda: PatchEnergy(width=12), r"\[12, 12\] units; .* groups of 8, .* multiple of 8"),
+        (lambda: PatchEnergy(width=12), r"width is 12 .* groups of 8, .* multiple of 8"),
         (lambda: PatchEnergy(width=6, turn_invariant=False), r"groups of 4, .* multiple of 4"),
-        (lambda: PatchEnergy(width=0, **ALL_OFF), r"\[0, 0\] units; .* multiple of 1"),
+        (lambda: PatchEnergy(width=0, **ALL_OFF), r"width is 0 .* multiple of 1"),
         (lambda: PatchMLP(widths=()), r"\[\] units"),
         (lambda: PatchMLP(widths=(8, 9)), r"\[8, 9\] units; .* multiple of 8"),
         (lambda: PatchMLP(widths=(8, 8)), r"tanh_layers is 3; expected 0 to 2"),

@@ -15,7 +15,7 @@ from patchscore.evaluation.metrics import psnr
 from patchscore.inference.optimize import Solution
 from patchscore.priors.cliques import Clique
 from patchscore.priors.gaussian import GaussianPatches
-from patchscore.priors.networks import PatchMLP
+from patchscore.priors.mlp import PatchMLP
 from patchscore.priors.prior import PatchPrior
 
 ROOT = Path(__file__).resolve().parents[1]

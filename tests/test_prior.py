@@ -8,7 +8,8 @@ import torch
 
 from patchscore.errors import InputError
 from patchscore.priors import patches
-from patchscore.priors.networks import PatchEnergy, PatchMLP
+from patchscore.priors.energy import PatchEnergy
+from patchscore.priors.mlp import PatchMLP
 from patchscore.priors.patches import PatchGrid
 from patchscore.priors.prior import PatchPrior
 

@@ -87,11 +87,11 @@ def test_a_file_names_the_import_that_it_misses_and_runs_nothing(tmp_path: Path)
         pathlib.Path("imported").touch()
 
         @ps.register
-        class Mine(ps.PatchEnergy):
+        class Mine(ps.ConvEnergy):
             pass
     """
     (tmp_path / "mine.py").write_text(textwrap.dedent(module))
-    save = "import mine, patchscore as ps; ps.PatchPrior(mine.Mine(3, width=16)).save('p.safetensors')"
+    save = "import mine, patchscore as ps; ps.PatchPrior(mine.Mine(width=16)).save('p.safetensors')"
     load = "import patchscore as ps; ps.load_prior('p.safetensors', 'cpu')"
 
     def run(code: str) -> subprocess.CompletedProcess[str]:

@@ -21,7 +21,7 @@ import patchscore as ps
 from patchscore.adaptation import risk
 from patchscore.adaptation.residual import look_at_residual
 from patchscore.adaptation.risk import Response, estimated_gain, random_signs, respond
-from patchscore.priors.convolutional import ConvEnergy
+from patchscore.priors.energy import ConvEnergy
 from patchscore.priors.gaussian import GaussianPatches
 
 SHAPE = 12, 10

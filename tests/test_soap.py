@@ -7,7 +7,7 @@ import torch
 import patchscore as ps
 from patchscore.errors import InputError
 from patchscore.learning.soap import SOAP
-from patchscore.priors.convolutional import ConvEnergy
+from patchscore.priors.energy import ConvEnergy
 
 
 def descend(optimizer, weight, gradient, steps):

@@ -15,7 +15,7 @@ from benchmarks.surprise import auc, store
 from patchscore.adaptation import surprise as module
 from patchscore.adaptation.surprise import KEY, SCALES, Expectation, Law, expect, p_value, surprise
 from patchscore.measurements.noisy_image import NoisyImage
-from patchscore.priors.convolutional import ConvEnergy
+from patchscore.priors.energy import ConvEnergy
 
 SIDE = 64
 SIGMAS = 0.15, 2.0

@@ -1,18 +1,18 @@
 """The kernels for GPUs against the definition; run by test_triton.py, on a GPU or in the interpreter."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from patchscore.errors import InputError
-from patchscore.priors.convolutional import ConvEnergy
+from patchscore.priors.energy import ConvEnergy, PatchEnergy
 from patchscore.priors.engines import triton as engine
 from patchscore.priors.engines import triton_launch
 from patchscore.priors.engines.layers import Layers
 from patchscore.priors.engines.triton_launch import Tiles
-from patchscore.priors.networks import PatchEnergy
 from patchscore.priors.patches import PatchGrid
 
 BOUNDARIES = ["symmetric", "periodic", "open"]
@@ -48,12 +48,16 @@ def score(device):
 def plain(network, dtype, device="cpu"):
     """The layers that tied weights stand for."""
     with torch.no_grad():
-        kernels, biases, readout, dilations = network.layers()
+        layers = network.layers()
 
     def moved(values):
         return values.to(device, dtype)
 
-    return Layers([*map(moved, kernels)], [*map(moved, biases)], moved(readout), dilations)
+    return layers._replace(
+        kernels=[*map(moved, layers.kernels)],
+        biases=[*map(moved, layers.biases)],
+        readout=moved(layers.readout),
+    )
 
 
 def exact(network, x, sigma, boundary):
@@ -144,7 +148,7 @@ def test_bfloat16_rounds_operands_and_nothing_else(build, boundary, randomized, 
 
 def rounded_score(network, x, sigma, boundary):
     """The equations on patches, the layers above the first as convolutions, with rounded operands."""
-    kernels, biases, readout, dilations = plain(network, torch.float64)
+    kernels, biases, readout, dilations, *_ = plain(network, torch.float64)
     side = kernels[0].shape[-1]
     grid = PatchGrid(x.shape[-2:], network.patch_shape, boundary)
     padded = grid.pad(x)
@@ -196,40 +200,69 @@ def test_the_sizes_that_are_tried(randomized):
 
 
 def test_a_field_is_packed_again_when_the_network_changes(randomized, device):
-    network = randomized(PatchEnergy(3, 1, 16)).to(device)
-    packed = []
-
-    def layers():
-        packed.append(1)
-        return plain(network, torch.float32, device)
-
-    field = engine.field_of(network, layers, "bfloat16")
-    assert engine.field_of(network, layers, "bfloat16") is field
-    assert len(packed) == 1
+    network = randomized(PatchEnergy(3, 1, 16)).float().to(device)
+    field = engine.field_of(network, "bfloat16")
+    assert engine.field_of(network, "bfloat16") is field
     with torch.no_grad():
         network.readout.mul_(2)
-    assert torch.equal(
-        engine.field_of(network, layers, "bfloat16").weights.readout, 2 * field.weights.readout
-    )
-    assert len(packed) == 2
+    again = engine.field_of(network, "bfloat16")
+    assert torch.equal(again.weights.readout, 2 * field.weights.readout)
+    assert engine.field_of(network, "bfloat16") is again
 
 
-def test_what_is_served(device, monkeypatch):
-    x = torch.zeros(1, 1, 5, 5, device=device)
-    weight = torch.zeros(3, requires_grad=True)
-    size = {"width": 512, "side": 33}
-    assert engine.serves(x, [], **size)
-    assert not engine.serves(x, [weight], **size)
+def test_what_is_served(device, monkeypatch, randomized):
+    """In bfloat16, float32 images of which no gradient is asked for."""
+    served = []
+    monkeypatch.setattr(engine, "field_of", lambda *_: served.append(1) or SimpleNamespace(score=same))
+
+    def same(x, sigma, boundary):
+        return x
+
+    network = randomized(PatchEnergy(3, 1, 16)).float().to(device)
+    x, sigma = torch.zeros(1, 1, 5, 5, device=device), torch.ones(1, device=device)
+
+    def is_served(x, precision="bfloat16"):
+        served.clear()
+        network.field_score(x, sigma.to(x), "open", precision)
+        return bool(served)
+
+    assert not is_served(x)
     with torch.no_grad():
-        assert engine.serves(x, [weight], **size)
-    assert not engine.serves(x.double(), [], **size)
-    assert not engine.serves(x, [], width=513, side=33)
-    assert not engine.serves(x, [], width=512, side=34)
+        assert is_served(x)
+    network.requires_grad_(False)
+    assert is_served(x)
+    assert not is_served(x, "float32")
+    assert not is_served(x.clone().requires_grad_())
+    network.double()
+    assert not is_served(x.double())
+    network.float()
     with monkeypatch.context() as patch:
         patch.setattr(engine, "has_triton", lambda: False)
-        assert not engine.serves(x, [], **size)
+        assert not is_served(x)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert not engine.serves(x.cpu(), [], **size)
+    assert not engine.serves(x.cpu())
+
+
+def test_an_error_falls_back_with_one_warning(device, monkeypatch, randomized, normal, error):
+    """Whatever compiling or launching raises, PyTorch scores instead, also the next time."""
+    tried = []
+
+    def refuse(*_):
+        tried.append(1)
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(engine, "patch_forces", refuse)
+    network = randomized(PatchEnergy(3, 1, 16))
+    x, sigma = normal(1, 1, 9, 8), SIGMA[:1]
+    expected = exact(network, x, sigma, "open")
+    network.float().to(device).requires_grad_(False)
+    arguments = x.float().to(device), sigma.float().to(device), "open", "bfloat16"
+    with pytest.warns(UserWarning, match=r"cannot score ConvEnergy\(.*no such instruction") as caught:
+        found = [network.field_score(*arguments) for _ in range(2)]
+    assert len(caught) == len(tried) == 1
+    for score in found:
+        # On a CPU, oneDNN may go on in bfloat16.
+        assert error(score.double().cpu(), expected) < (FLOAT32 if device == "cuda" else 2**-6)
 
 
 @pytest.mark.parametrize(("side", "width"), [(3, 1024), (34, 16)])
@@ -253,6 +286,8 @@ def test_no_shared_memory(randomized, normal, score, monkeypatch):
 
     monkeypatch.setattr(engine, "patch_forces", refuse)
     field = engine.Field(plain(randomized(PatchEnergy(3, 1, 16)), torch.float32))
-    with pytest.raises(InputError, match=r"no kernel for layers of 16 units fits .* use bfloat16"):
+    with pytest.raises(
+        InputError, match=r"no kernel for layers of 16 units fits .* use a smaller network"
+    ):
         field.score(normal(1, 1, 5, 5).float(), torch.ones(1), "open")
     assert tried == engine.tile_sizes(field.weights, on_patches=True)

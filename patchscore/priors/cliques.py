@@ -8,10 +8,12 @@ Patches are (B, n, L): n = C P_1 P_2 pixels, L patches of each of B images; sigm
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from patchscore.errors import InputError
 from patchscore.priors.engines.layers import Precision
@@ -36,6 +38,13 @@ class Clique(ScoreNetwork):
     patch_shape: tuple[int, int]
     scale_invariant: bool = False
     brightness_invariant: bool = False
+
+    def __repr__(self) -> str:
+        rows, columns = self.patch_shape
+        channels = f", {self.channels} channels" if self.channels > 1 else ""
+        count = sum(parameter.numel() for parameter in self.parameters())
+        parameters = f", {count:,} parameters" if count else ""
+        return f"{type(self).__name__}(reach {rows} x {columns}{channels}{parameters})"
 
     @abstractmethod
     def score(self, patches: Tensor, sigma: Tensor) -> Tensor:
@@ -67,6 +76,12 @@ class Potential(Clique):
         """sum_c w_c phi(G_c x; sigma) over all patches of images: (B, C, H, W), (B,) -> (B,)."""
         grid = PatchGrid(x.shape[-2:], self.patch_shape, boundary)
         return grid.total(x, sigma, self.energy)
+
+
+def uniform(shape: tuple[int, ...], *, fan_in: int) -> nn.Parameter:
+    """Weights to begin with: uniform up to 1 / fan_in^(1/2) in absolute value."""
+    bound = 1 / math.sqrt(fan_in)
+    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
 
 
 def patch_pixels(patch_shape: Sequence[int], channels: int) -> tuple[tuple[int, int], int]:

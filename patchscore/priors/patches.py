@@ -16,6 +16,7 @@ Reference: Roth and Black, "Fields of Experts", IJCV 82 (2009), equation 7.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import product
@@ -28,7 +29,7 @@ from torch import Tensor
 from patchscore.errors import InputError
 
 Boundary = Literal["symmetric", "periodic", "open"]
-Tile = tuple[slice, slice, slice, slice]
+Window = tuple[slice, slice, slice, slice]
 
 # Patches in flight at once: on a CPU the activations of a tile should stay in the cache, on a GPU
 # a tile should fill the device.
@@ -130,56 +131,77 @@ class PatchGrid:
         """
         padded = self.pad(x)
         total = torch.zeros_like(padded)
-        for tile, patches, levels, weights in self._tiles(padded, sigma):
-            values = f(patches, levels)
-            if weights is not None:
-                values = values * weights
-            total[tile] += F.fold(values, total[tile].shape[-2:], self.patch_shape)
+        for window, weights in self.pieces(padded, patches_per_tile(x)):
+            patches = F.unfold(padded[window], self.patch_shape)
+            values = f(patches, sigma[window[0], None, None])
+            values = values if weights is None else values * weights.flatten()
+            total[window] += F.fold(values, total[window].shape[-2:], self.patch_shape)
         return self.pad_adjoint(total)
 
     def total(self, x: Tensor, sigma: Tensor, phi: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """sum_c w_c phi(G_c x, sigma), tile by tile: (B,). phi maps (b, n, l) to (b, l)."""
-        total = x.new_zeros(len(x))
-        for tile, patches, levels, weights in self._tiles(self.pad(x), sigma):
-            values = phi(patches, levels)
-            if weights is not None:
-                values = values * weights
-            total[tile[0]] += values.sum(-1)
+        padded, total = self.pad(x), x.new_zeros(len(x))
+        for window, weights in self.pieces(padded, patches_per_tile(x)):
+            images = window[0]
+            values = phi(F.unfold(padded[window], self.patch_shape), sigma[images, None, None])
+            total[images] += (values if weights is None else values * weights.flatten()).sum(-1)
         return total
 
-    def _tiles(
-        self, padded: Tensor, sigma: Tensor
-    ) -> Iterator[tuple[Tile, Tensor, Tensor, Tensor | None]]:
-        """Pieces of the padded images, their patches, noise levels and weights w_c."""
-        limit = patches_per_tile(padded)
+    def pieces(self, padded: Tensor, limit: int) -> Iterator[tuple[Window, Tensor | None]]:
+        """Windows of the padded images, with at most ``limit`` patches each, and the weights w_c.
+
+        Every patch is in one window.
+        """
         if padded.device.type == "cpu":
             torch.empty(KEPT_BYTES, dtype=torch.uint8)
-        width = min(self.shape[1], limit)
-        height = min(self.shape[0], max(1, limit // width))
-        depth = max(1, limit // (height * width))
         weights = self.weights(padded)
-        for first, top, left in product(
-            range(0, len(padded), depth), range(0, self.shape[0], height), range(0, self.shape[1], width)
-        ):
-            images = slice(first, first + depth)
-            rows, columns = slice(top, top + height), slice(left, left + width)
-            side_rows, side_columns = self.patch_shape
-            tile = images, slice(None), _window(rows, side_rows), _window(columns, side_columns)
+        for images, rows, columns in tiling(len(padded), self.shape, limit):
             yield (
-                tile,
-                F.unfold(padded[tile], self.patch_shape),
-                sigma[images, None, None],
-                None if weights is None else weights[rows, columns].flatten(),
+                self.window(images, rows, columns),
+                None if weights is None else weights[rows, columns],
             )
+
+    def window(self, images: slice, rows: slice, columns: slice) -> Window:
+        """The pixels of the padded images that the patches of a tile see."""
+        down, right = (side - 1 for side in self.patch_shape)
+        return (
+            images,
+            slice(None),
+            slice(rows.start, rows.stop + down),
+            slice(columns.start, columns.stop + right),
+        )
 
     def _sources(self, device: torch.device) -> list[Tensor]:
         """For both axes: the pixel of the image that each pixel of the padded image copies."""
         return [
-            source_index(size, before, padded, self.boundary).to(device)
+            source_index(size, before, padded, self.boundary, device)
             for size, before, padded in zip(
                 self.image_shape, self.before, self.padded_shape, strict=True
             )
         ]
+
+
+def tiling(images: int, shape: Sequence[int], limit: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Pieces (images, rows, columns) of grids of cliques: nearly square, nearly equal, within a limit.
+
+    Square, since neighbours compute the hidden units of their rims twice.
+    """
+    height = _part(shape[0], math.isqrt(limit))
+    width = _part(shape[1], limit // height)
+    depth = _part(images, limit // (height * width))
+    for first, top, left in product(
+        range(0, images, depth), range(0, shape[0], height), range(0, shape[1], width)
+    ):
+        yield (
+            slice(first, min(first + depth, images)),
+            slice(top, min(top + height, shape[0])),
+            slice(left, min(left + width, shape[1])),
+        )
+
+
+def _part(size: int, limit: int) -> int:
+    """The size of a part, if it is split into as few equal parts up to the limit as there can be."""
+    return math.ceil(size / math.ceil(size / limit))
 
 
 def patches_per_tile(x: Tensor) -> int:
@@ -199,10 +221,15 @@ def _margins(side: int, boundary: Boundary) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=64)
-def source_index(size: int, before: int, padded: int, boundary: Boundary) -> Tensor:
-    """Along one axis, the pixel of the image that each pixel of the padded image copies."""
+def source_index(
+    size: int, before: int, padded: int, boundary: Boundary, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Along one axis, the pixel of the image that each pixel of the padded image copies.
+
+    It is kept on its device, since a copy to a GPU would wait for it at every score.
+    """
     with torch.inference_mode(False):  # a cached tensor must serve autograd too
-        index = torch.arange(-before, padded - before)
+        index = torch.arange(-before, padded - before, device=device)
         if boundary == "symmetric":
             index = index % (2 * size)
             return torch.minimum(index, 2 * size - 1 - index)
@@ -224,11 +251,6 @@ def _rim_weights(count: int, side: int, boundary: Boundary, like: Tensor) -> Ten
     if boundary == "symmetric" and side % 2 == 0:
         weights[0] = weights[-1] = 0.5
     return weights
-
-
-def _window(positions: slice, side: int) -> slice:
-    """The pixels that patches at these positions see, along one axis."""
-    return slice(positions.start, positions.stop + side - 1)
 
 
 def _by(shape: Sequence[int]) -> str:

@@ -8,15 +8,10 @@ from pathlib import Path
 import torch
 
 from patchscore.errors import InputError
-from patchscore.priors.convolutional import ConvEnergy
-from patchscore.priors.networks import PatchEnergy, PatchMLP
 from patchscore.priors.prior import PatchPrior
-from patchscore.priors.registry import register
 
 WEIGHTS = files("patchscore.priors") / "weights"
 SUFFIX = ".safetensors"
-for clique in (ConvEnergy, PatchEnergy, PatchMLP):
-    register(clique)
 
 
 def bundled_priors() -> list[str]:

@@ -19,27 +19,17 @@ What makes it fast changes nothing but rounding:
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import product
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from patchscore.linear_algebra import expand
 from patchscore.priors.engines.layers import Layers, Precision
-from patchscore.priors.patches import KEPT_BYTES, Boundary, PatchGrid, source_index
+from patchscore.priors.patches import KEPT_BYTES, Boundary, PatchGrid, source_index, tiling
 
 # Units of one layer in flight at once. Tiles are square, since the hidden units of a rim are computed by
 # both neighbours, and a layer takes 8 MB: above 32 MB the system would take the memory back each time.
 UNITS_PER_TILE = 2**21
-
-
-def serves(x: Tensor, parameters: Iterable[Tensor]) -> bool:
-    """Whether images are evaluated here: float32, on a CPU with oneDNN, and no gradient is asked for."""
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *parameters)):
-        return False
-    return x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
 def has_bfloat16() -> bool:
@@ -55,19 +45,17 @@ def field_score(
     """-sum_c w_c G_c' phi'(G_c x / sigma) / sigma: (B, C, H, W), (B,) -> (B, C, H, W)."""
     low = precision == "bfloat16" and has_bfloat16()
     tile_force = _TileForce(layers, torch.bfloat16 if low else torch.float32)
-    grid = PatchGrid(x.shape[-2:], (layers.reach + 1, layers.reach + 1), boundary)
+    grid = PatchGrid(x.shape[-2:], layers.patch_shape, boundary)
     weights = grid.weights(x)
     axes = zip(grid.image_shape, grid.before, grid.padded_shape, strict=True)
     sources = [source_index(*axis, boundary) for axis in axes]
     total = torch.zeros_like(x)
     torch.empty(KEPT_BYTES, dtype=torch.uint8)
-    for images, rows, columns in _tiles(len(x), grid.shape, UNITS_PER_TILE // len(layers.readout)):
-        at = [
-            source[cliques.start : cliques.stop + layers.reach]
-            for source, cliques in zip(sources, (rows, columns), strict=True)
-        ]
-        levels = sigma[images, None, None, None]
-        u = x[images].index_select(-2, at[0]).index_select(-1, at[1]).div_(levels)
+    for images, rows, columns in tiling(len(x), grid.shape, UNITS_PER_TILE // len(layers.readout)):
+        _, _, *window = grid.window(images, rows, columns)
+        at = [source[part] for source, part in zip(sources, window, strict=True)]
+        levels = expand(sigma[images])
+        u = layers.centred(x[images].index_select(-2, at[0]).index_select(-1, at[1])).div_(levels)
         force = tile_force(u, None if weights is None else weights[rows, columns])
         # Beyond the border the same pixel occurs more than once.
         place = [None, None, at[0][:, None], at[1]]
@@ -112,7 +100,7 @@ class _TileForce:
         return windows.flatten(3).permute(0, 3, 1, 2)
 
     def _rows_adjoint(self, rows: Tensor) -> Tensor:
-        """Its adjoint, the sum over the channels that a row went to,."""
+        """Its adjoint, the sum over the channels that a row went to."""
         images, channels, height, width = rows.shape
         rows = rows.unflatten(1, (-1, self.side))
         u = torch.zeros(images, channels // self.side, height + self.side - 1, width)
@@ -135,23 +123,3 @@ def _convolution(
 
 def _packed(kernel: Tensor, dtype: torch.dtype) -> Tensor:
     return kernel.to(dtype).contiguous(memory_format=torch.channels_last)
-
-
-def _tiles(images: int, shape: Sequence[int], cliques: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Pieces of the grid of cliques, nearly square and of nearly the same size."""
-    height = _part(shape[0], max(1, math.isqrt(cliques)))
-    width = _part(shape[1], max(1, cliques // height))
-    depth = max(1, cliques // (height * width))
-    for first, top, left in product(
-        range(0, images, depth), range(0, shape[0], height), range(0, shape[1], width)
-    ):
-        yield (
-            slice(first, first + depth),
-            slice(top, min(top + height, shape[0])),
-            slice(left, min(left + width, shape[1])),
-        )
-
-
-def _part(size: int, limit: int) -> int:
-    """The size of a part, if it is split into as few equal parts up to the limit as there can be."""
-    return math.ceil(size / math.ceil(size / limit))

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
@@ -34,10 +33,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from patchscore.errors import InputError
-from patchscore.priors.engines.layers import Layers, Precision
+from patchscore.priors.engines.layers import LayeredNetwork, Layers, Precision
 from patchscore.priors.engines.triton_launch import (
     PART,
     Tiles,
@@ -79,15 +78,16 @@ class Field:
         if width > LARGEST_WIDTH or side > LARGEST_SIDE:
             raise InputError(
                 f"the network has {width} units and a first layer of {side} x {side}; the kernels for "
-                f"GPUs hold at most {LARGEST_WIDTH} units and {LARGEST_SIDE} x {LARGEST_SIDE} pixels. "
-                "Use a smaller network, or the network's own field_score."
+                f"GPUs hold at most {LARGEST_WIDTH} units and {LARGEST_SIDE} x {LARGEST_SIDE} pixels; "
+                "use a smaller network, or float32"
             )
         if tiles is not None and tiles.block < least_block(side):
             raise InputError(
                 f"programs have {tiles.block} places; a first layer of {side} x {side} needs at least "
                 f"{least_block(side)}, so that it reaches no further than the next program."
             )
-        self.patch_shape = layers.reach + 1, layers.reach + 1
+        self.patch_shape = layers.patch_shape
+        self._centred = layers.centred
         self.weights = _packed(layers, torch.bfloat16 if precision == "bfloat16" else torch.float32)
         on_patches = len(layers.kernels) <= 3 and all(len(k[0, 0]) == 1 for k in layers.kernels[1:])
         self._forces = patch_forces if on_patches else conv_forces
@@ -102,7 +102,7 @@ class Field:
 
         grid = PatchGrid(x.shape[-2:], self.patch_shape, boundary)
         with torch.no_grad(), torch.cuda.device(x.device) if x.is_cuda else nullcontext():
-            padded = grid.pad(x).contiguous()
+            padded = grid.pad(self._centred(x)).contiguous()
             while self._tiles:
                 total = torch.zeros_like(padded)
                 try:
@@ -113,7 +113,7 @@ class Field:
                     return grid.pad_adjoint(total)
         raise InputError(
             f"no kernel for layers of {self.weights.width} units fits into the shared memory of "
-            f"{x.device}; use bfloat16, a smaller network, or the network's own field_score."
+            f"{x.device}; use a smaller network, or float32"
         )
 
 
@@ -138,26 +138,21 @@ def tile_sizes(weights: Weights, *, on_patches: bool) -> list[Tiles]:
     return [*sizes, Tiles(least, 16, 8 if least > 16 else 4, 1)]
 
 
-def field_of(network: nn.Module, layers: Callable[[], Layers], precision: Precision) -> Field:
+def field_of(network: LayeredNetwork, precision: Precision) -> Field:
     """The field of a network, packed again only if its parameters have changed or moved."""
     parameters = [(p.data_ptr(), p.device, _version(p)) for p in network.parameters()]
     state = (precision, *parameters)
     if network not in _FIELDS or _FIELDS[network][0] != state:
-        _FIELDS[network] = state, Field(layers(), precision)
+        _FIELDS[network] = state, Field(network.layers(), precision)
     return _FIELDS[network][1]
 
 
-def serves(x: Tensor, parameters: Iterable[Tensor], *, width: int, side: int) -> bool:
-    """Whether images are evaluated here: float32, on a GPU with Triton, and no gradient is asked for.
+def serves(x: Tensor) -> bool:
+    """Whether there is a GPU under the image and Triton for it.
 
-    ``width`` is that of the layers, ``side`` that of the first. Under ``TRITON_INTERPRET=1`` images on a
-    CPU are served too, for tests.
+    Under ``TRITON_INTERPRET=1`` images on a CPU are served too, for tests.
     """
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *parameters)):
-        return False
-    there = x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
-    fits = width <= LARGEST_WIDTH and side <= LARGEST_SIDE
-    return there and fits and x.dtype == torch.float32 and has_triton()
+    return (x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1") and has_triton()
 
 
 @lru_cache(maxsize=1)
@@ -170,7 +165,7 @@ def has_triton() -> bool:
     return tuple(int(part) for part in version.split(".")[:2]) >= OLDEST_TRITON
 
 
-_FIELDS: WeakKeyDictionary[nn.Module, tuple[Any, Field]] = WeakKeyDictionary()
+_FIELDS: WeakKeyDictionary[LayeredNetwork, tuple[Any, Field]] = WeakKeyDictionary()
 
 
 def _packed(layers: Layers, dtype: torch.dtype) -> Weights:

@@ -9,14 +9,12 @@ Both add -sum_c w_c S_c' phi'(S_c y / sigma) / sigma to an image for the extende
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from itertools import product
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from patchscore.priors.patches import PatchGrid
+from patchscore.priors.patches import PatchGrid, tiling
 
 # Sums along rows, between the two kernels; they should stay in the second-level cache.
 SUMS_BYTES = 2**26
@@ -175,14 +173,8 @@ def conv_forces(
     weights: Weights, grid: PatchGrid, padded: Tensor, sigma: Tensor, total: Tensor, tiles: Tiles
 ) -> None:
     """Add all forces of a network of at least two layers to ``total``."""
-    reach = grid.patch_shape[0] - 1
-    for images, rows, columns in pieces(weights, len(padded), grid):
-        window = (
-            images,
-            slice(None),
-            slice(rows.start, rows.stop + reach),
-            slice(columns.start, columns.stop + reach),
-        )
+    for images, rows, columns in tiling(len(padded), grid.shape, cliques_per_tile(weights, grid)):
+        window = grid.window(images, rows, columns)
         rim = {
             "top": rows.start,
             "left": columns.start,
@@ -275,25 +267,12 @@ def conv_tile(
     sums.add(room, total, 0, lines, lines // len(u))
 
 
-def pieces(weights: Weights, images: int, grid: PatchGrid) -> Iterator[tuple[slice, slice, slice]]:
-    """Tiles of images, rows and columns of cliques whose hidden units and sums fit the budget."""
-    depth = len(weights.dilations)
-    bytes_each = (depth + 1) * weights.width * weights.lift.element_size()
+def cliques_per_tile(weights: Weights, grid: PatchGrid) -> int:
+    """How many cliques may be in a square tile whose hidden units and sums fit the budget."""
+    bytes_each = (len(weights.dilations) + 1) * weights.width * weights.lift.element_size()
     bytes_each += 8 * weights.channels * weights.side
-    places = max(1, HIDDEN_BYTES // bytes_each)
     reach = grid.patch_shape[0] - weights.side  # of the hidden units of the first layer, around a tile
-    rows, columns = grid.shape
-    height = min(rows, max(16, math.isqrt(places) - reach))
-    width = min(columns, max(16, places // (height + reach) - reach))
-    at_once = max(1, places // ((height + reach) * (width + reach)))
-    for first, top, left in product(
-        range(0, images, at_once), range(0, rows, height), range(0, columns, width)
-    ):
-        yield (
-            slice(first, min(first + at_once, images)),
-            slice(top, min(top + height, rows)),
-            slice(left, min(left + width, columns)),
-        )
+    return max(16, math.isqrt(HIDDEN_BYTES // bytes_each) - reach) ** 2
 
 
 def least_block(side: int) -> int:

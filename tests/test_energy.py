@@ -1,12 +1,16 @@
 """The convolutional potential against its definition on patches, and its invariances."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+import patchscore as ps
 from patchscore.errors import InputError
-from patchscore.priors import convolutional
-from patchscore.priors.convolutional import ConvEnergy
+from patchscore.priors.energy import ConvEnergy
+from patchscore.priors.engines import layers
 from patchscore.priors.patches import PatchGrid
 from patchscore.priors.prior import PatchPrior
 
@@ -19,9 +23,9 @@ def network(channels=1, **settings):
     return ConvEnergy((5, 3, 3), (1, 2, 1), channels, width=16, **settings)
 
 
-@pytest.fixture(params=[2**15, 40], ids=["one tile", "tiles"])
+@pytest.fixture(params=[2**20, 40 * 16], ids=["one tile", "tiles"])
 def tiled(request, monkeypatch):
-    monkeypatch.setattr(convolutional, "CLIQUES_PER_TILE_CPU", request.param)
+    monkeypatch.setattr(layers, "UNITS_PER_TILE_CPU", request.param)
 
 
 @pytest.mark.usefixtures("tiled")
@@ -130,8 +134,8 @@ def test_saved_and_loaded(randomized, normal, tmp_path):
     [
         (((7, 3), (1,)), r"sides is \[7, 3\] and dilations \[1\]; expected one of each for every layer"),
         (((7, 3), (2, 1)), r"a dilation of 1 in the first"),
-        (((7, 4), (1, 1)), r"sides is \[7, 4\] .* expected odd sides of at least 3"),
-        (((7, 3), (1, 0)), r"positive dilations"),
+        (((7, 4), (1, 1)), r"sides is \[7, 4\] .* odd sides after the first"),
+        (((7, 3), (1, 0)), r"dilations \[1, 0\]; expected positive numbers"),
         (((7,), (1,), 1, 12), r"width is 12 with 1 channels; .* multiple of 8"),
         (((7,), (1,), 0, 16), r"width is 16 with 0 channels"),
     ],
@@ -139,3 +143,72 @@ def test_saved_and_loaded(randomized, normal, tmp_path):
 def test_errors(arguments, message):
     with pytest.raises(InputError, match=message):
         ConvEnergy(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "log_prob", "norm", "ramp"),
+    [
+        ("perceptron", 13.949768600176121, 2.142903240672191, 4.822307895805677),
+        ("convolutional", -3.0336097672085964, 7.540861787335133, -0.1562156223547272),
+    ],
+)
+def test_old_files_give_the_old_numbers(name, log_prob, norm, ramp, error):
+    """Files and float64 numbers of the commit before both networks became one class, for colour."""
+    prior = PatchPrior.load(Path(__file__).with_name("data") / f"old_{name}.safetensors")
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 3, 7, 8))).float()
+    score = prior.requires_grad_(False).score(x, 0.7).double()
+    projected = score.flatten() @ torch.linspace(-1, 1, x.numel(), dtype=torch.float64)
+    found = torch.stack([prior.log_prob(x, 0.7)[0].double(), score.norm(), projected])
+    expected = torch.tensor([log_prob, norm, ramp], dtype=torch.float64)
+    assert error(found, expected) < 1e-6
+
+
+@boundaries
+@pytest.mark.parametrize(("offsets", "broken"), [("each", False), ("common", True)])
+def test_an_offset_of_each_channel(boundary, offsets, broken, randomized, normal, error):
+    prior = PatchPrior(randomized(network(3, offsets=offsets)), boundary=boundary)
+    x = normal(2, 3, 13, 12)
+    moved = error(prior.score(x + normal(2, 3, 1, 1, seed=1), SIGMA), prior.score(x, SIGMA))
+    assert moved > 1e-6 if broken else moved < 1e-10
+    assert error(prior.score(x + 5, SIGMA), prior.score(x, SIGMA)) < 1e-10
+
+
+@pytest.mark.parametrize("offsets", ["each", "common"])
+def test_a_bright_image_keeps_its_digits(offsets, randomized, normal, error):
+    """The mean of a tile is taken off first, so float32 rounds what is left, not the brightness."""
+    clique = randomized(network(3, offsets=offsets)).float()  # with gradients: PyTorch's own engine
+    x = (normal(2, 3, 15, 12) * 2**10).round().float() / 2**10
+    dark, bright = (clique.field_score(x + c, SIGMA.float(), "open").detach() for c in (0, 4096))
+    assert error(bright, dark) < 1e-5
+
+
+def test_no_tf32_in_convolutions_and_products(randomized, normal, monkeypatch):
+    """On a GPU it would cost 1e-2 of the score; what the caller has set is there again afterwards."""
+    cudnn, seen = torch.backends.cudnn, []
+    monkeypatch.setattr(cudnn, "allow_tf32", True)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+
+    def spy(function):
+        def call(*arguments, **settings):
+            seen.append((cudnn.allow_tf32, torch.get_float32_matmul_precision()))
+            return function(*arguments, **settings)
+
+        return call
+
+    for function in ("conv2d", "linear"):
+        monkeypatch.setattr(F, function, spy(getattr(F, function)))
+    try:
+        prior = PatchPrior(randomized(ConvEnergy((3, 1, 3), (1, 1, 2), width=8)))
+        prior.score(normal(2, 1, 9, 9), SIGMA)
+        prior.log_prob(normal(2, 1, 9, 9), SIGMA)
+        assert set(seen) == {(False, "highest")}
+        assert len(seen) >= 6
+        assert (cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (True, "high")
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_the_printed_form():
+    assert repr(ConvEnergy()) == "ConvEnergy(reach 17 x 17, 9,640 parameters)"
+    assert repr(ps.PatchEnergy(4, 3, 16)) == "ConvEnergy(reach 4 x 4, 3 channels, 134 parameters)"
