@@ -151,7 +151,7 @@ def rounded_score(network, x, sigma, boundary):
     kernels, biases, readout, dilations, *_ = plain(network, torch.float64)
     side = kernels[0].shape[-1]
     grid = PatchGrid(x.shape[-2:], network.patch_shape, boundary)
-    padded = grid.pad(x)
+    padded = grid.pad(network.layers().centred(x))
     size = [length - side + 1 for length in padded.shape[-2:]]
     v = F.unfold(padded, side) / sigma[:, None, None]
     lift, mean = kernels[0].flatten(1), v.mean(1, keepdim=True)
