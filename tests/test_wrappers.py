@@ -349,7 +349,7 @@ def test_sample_denoised(case, field) -> None:
 @pytest.mark.parametrize("metropolis", [True, False])
 def test_langevin(case, field, metropolis) -> None:
     """The exact posterior at the level sigma, with ULA's known bias along every frequency."""
-    _, posterior, seen, level, exact = case
+    _, posterior, _, level, exact = case
     sigma, chains = 0.5, 400
     curvature = 1 / (field.power_spectrum + sigma**2) + 1 / (level**2 + sigma**2)
     mean = exact(lambda q: field.mean + filtered(q - field.mean, 1 / (level**2 + sigma**2) / curvature))
