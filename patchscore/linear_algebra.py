@@ -43,9 +43,14 @@ def dimension(x: Tensor) -> int:
     return x[0].numel() * (2 if x.is_complex() else 1)
 
 
+def components(x: Tensor) -> Tensor:
+    """The real numbers of a tensor: (...), or (..., 2) if it is complex."""
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
 def as_vectors(x: Tensor) -> Tensor:
     """The real numbers of each image: (B, C, H, W) -> (B, dimension)."""
-    return (torch.view_as_real(x) if x.is_complex() else x).flatten(1)
+    return components(x).flatten(1)
 
 
 def rms(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import patchscore as ps
+from patchscore.inference import diagnostics
 from patchscore.inference.curvature import curvature_bound
 from patchscore.inference.diagnostics import curl, mean_gap
 from patchscore.inference.langevin import annealed_langevin
@@ -388,3 +389,17 @@ def test_annealed_langevin_ends_at_the_posterior(case, field) -> None:
 def test_curl_of_a_gradient_is_zero(case) -> None:
     prior, _, seen, _, _ = case
     assert curl(prior, seen, 0.4, generator=seeded()).max() < 1e-8
+
+
+def test_diagnostics_of_complex_images_are_those_of_both_parts(draw) -> None:
+    samples, truth = draw["complex"](24, 3, 1, *SHAPE), draw["complex"](3, 1, *SHAPE, seed=1)
+    of = [(samples.real, truth.real), (samples.imag, truth.imag)]
+    for name in ("r_hat", "effective_sample_size", "monte_carlo_error"):
+        f = getattr(diagnostics, name)
+        assert torch.equal(f(samples), torch.stack([f(part) for part, _ in of], -1))
+    ranks = [diagnostics.rank_statistics(*part) for part in of]
+    assert torch.equal(diagnostics.rank_statistics(samples, truth), torch.stack(ranks, -1))
+    found = diagnostics.coverage(samples, truth)
+    parts = [diagnostics.coverage(*part) for part in of]
+    assert found.share == pytest.approx((parts[0].share + parts[1].share) / 2, abs=1e-12)
+    assert (found.width - (parts[0].width + parts[1].width) / 2).abs().max() < 1e-12

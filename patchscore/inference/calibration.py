@@ -23,6 +23,7 @@ from torch import Tensor
 
 from patchscore.errors import InputError
 from patchscore.figures import as_html, rank_axes
+from patchscore.linear_algebra import components
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,6 +82,7 @@ def coverage(samples: Tensor, truth: Tensor, level: float = 0.9) -> Coverage:
     significant. Neighbouring draws of a Markov chain make the interval too narrow: thin them by
     :func:`effective_sample_size`. A truth that equals a draw, as after clipping, counts as below it.
     """
+    samples, truth = components(samples), components(truth)
     ranks = rank_statistics(samples, truth)
     if not 0 < level < 1:
         raise InputError(f"level is {level}; expected a number between 0 and 1, such as 0.9.")
@@ -119,7 +121,8 @@ def rank_statistics(
     statistic
         f, from images (B, C, H, W) to numbers (B, ...): ``lambda x: x.mean((1, 2, 3))``, or a few
         distant pixels, ``lambda x: x[:, 0, ::16, ::16]``. It may depend on the data, image by image;
-        log p(y | x) sees more than any pixel. By default every pixel by itself.
+        log p(y | x) sees more than any pixel. By default every pixel by itself, and both parts of a
+        complex one, (B, ..., 2).
 
     Raises
     ------
@@ -137,7 +140,7 @@ def rank_statistics(
         )
     if not bool(samples.isfinite().all() and truth.isfinite().all()):
         raise InputError("samples or truth have values that are NaN or infinite; a rank needs numbers.")
-    f = statistic if statistic is not None else lambda x: x
+    f = statistic if statistic is not None else components
     of_truth = f(truth)
     if len(of_truth) != len(truth):
         raise InputError(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from patchscore.errors import InputError
+from patchscore.linear_algebra import components
 
 Kind = Literal["bulk", "tail", "mean"]
 LEAST_DRAWS = 4  # of each chain, since each is split in two
@@ -107,7 +108,7 @@ def mixing_summary(samples: Tensor) -> str:
     half = len(samples) // 2
     if half < LEAST_DRAWS:
         return ""
-    chain = torch.view_as_real(samples) if samples.is_complex() else samples
+    chain = components(samples)
     values = chain[-2 * half :, 0].flatten(1)
     numbers = torch.stack([values.mean(1), values.square().mean(1)], 1)[:, None]
     try:
@@ -123,7 +124,7 @@ def _by_trace(chain: Sampled | Tensor, chains: int, measure: Callable[[np.ndarra
     draws = chain if isinstance(chain, Tensor) else chain.samples
     if draws is None:
         raise InputError('the chain kept only its moments; draw with keep="samples".')
-    draws = torch.view_as_real(draws) if draws.is_complex() else draws
+    draws = components(draws)
     if draws.ndim < 2 or len(draws) < LEAST_DRAWS or draws.shape[1] < chains:
         raise InputError(
             f"samples have shape {tuple(draws.shape)}; expected (n, B, ...), at least {LEAST_DRAWS} "
