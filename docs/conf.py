@@ -54,7 +54,7 @@ html_theme_options = {
     "header_links_before_dropdown": 6,
     "navigation_with_keys": False,
     # Not on pages of results: their tables need the room.
-    "secondary_sidebar_items": {"[!ir]*": ["page-toc"]},
+    "secondary_sidebar_items": {"[!ir]*": ["page-toc"], "[!r]*/*": ["page-toc"]},
 }
 
 # The figure of each notebook that stands on its card: the number of the picture, from the top.
@@ -89,7 +89,7 @@ def copy_notebooks(app: Sphinx) -> None:
 
 def mark_up(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Docstrings are plain text: show indented equations as they are, and |A| as a norm."""
-    lines[:] = equations_as_literals(lines)
+    lines[:] = descriptions_below(equations_as_literals(lines))
 
 
 def equations_as_literals(lines: list[str]) -> list[str]:
@@ -107,6 +107,21 @@ def equations_as_literals(lines: list[str]) -> list[str]:
         elif line.strip() and not indented:
             inside = literal = False
         marked.append(line if literal else line.replace("|", r"\|"))
+    return marked
+
+
+def descriptions_below(lines: list[str]) -> list[str]:
+    """``name : description`` of the house becomes what numpydoc takes for a description, not a type."""
+    marked: list[str] = []
+    section = ""
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        if line.strip() and re.fullmatch(r"-{3,}", following.strip()):
+            section = line.strip()
+        name, colon, description = line.partition(" : ")
+        if colon and section in ("Attributes", "Parameters") and re.fullmatch(r"\w[\w, ]*", name):
+            marked += [name, f"    {description}"]
+        else:
+            marked.append(line)
     return marked
 
 
