@@ -153,5 +153,5 @@ def denoise(
 def _on_device(prior: str | Path | PatchPrior, device: str | torch.device) -> PatchPrior:
     if not isinstance(prior, PatchPrior):
         return load_prior(prior, device)
-    where = prior.network.like.device if device == "auto" else find_device(device)
-    return prior if prior.network.like.device == where else copy.deepcopy(prior).to(where)
+    where = prior.network.device if device == "auto" else find_device(device)
+    return prior if prior.network.device == where else copy.deepcopy(prior).to(where)

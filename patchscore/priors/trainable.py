@@ -63,7 +63,7 @@ class ScoreNetwork(nn.Module):
 
     @property
     def like(self) -> Tensor:
-        """A tensor of its dtype, on its device."""
+        """A tensor of its dtype, on its device, for ``x.to(network.like)``."""
         return next(t for t in chain(self.parameters(), self.buffers()) if t.is_floating_point())
 
 
