@@ -1,6 +1,6 @@
 """Random numbers: always from a generator, drawn where the generator is.
 
-A sampler makes its own generator, on the device of the images, from one number of the user's generator.
+A sampler makes a generator of its own on the device of the images, seeded by the user's generator.
 """
 
 from __future__ import annotations

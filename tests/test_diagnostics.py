@@ -140,6 +140,16 @@ def test_width_is_that_between_weibull_quantiles(n, level, normal, error):
     assert error(coverage(samples, samples[0], level).width, expected) < 1e-10
 
 
+def test_complex_images_are_calibrated_in_both_parts(normal, error):
+    samples, truth = normal(40, 300, 1, 2, 3, 2), normal(300, 1, 2, 3, 2, seed=1)
+    found = coverage(torch.view_as_complex(samples), torch.view_as_complex(truth))
+    expected = coverage(samples, truth)
+    assert (found.share, found.standard_error) == (expected.share, expected.standard_error)
+    assert error(found.width, expected.width) < 1e-12
+    ranks = rank_statistics(torch.view_as_complex(samples), torch.view_as_complex(truth))
+    assert torch.equal(ranks, rank_statistics(samples, truth))
+
+
 def test_coverage_of_one_image_has_no_standard_error(normal):
     assert math.isnan(coverage(normal(19, 1, 1, 2, 2), normal(1, 1, 2, 2)).standard_error)
 

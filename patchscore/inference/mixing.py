@@ -108,8 +108,7 @@ def mixing_summary(samples: Tensor) -> str:
     half = len(samples) // 2
     if half < LEAST_DRAWS:
         return ""
-    chain = components(samples)
-    values = chain[-2 * half :, 0].flatten(1)
+    values = components(samples[-2 * half :, 0]).flatten(1)
     numbers = torch.stack([values.mean(1), values.square().mean(1)], 1)[:, None]
     try:
         least = effective_sample_size(numbers).min().item()

@@ -190,15 +190,9 @@ def _resumable(chain: Chain, x0: Tensor, keep: Keep, working: torch.Generator) -
             f"the chain to go on from was drawn on another kind of device than {x0.device}, with other "
             "random numbers; go on there."
         ) from error
-    device = x0.device
-    return chain._replace(
-        mean=chain.mean.to(device),
-        variance=chain.variance.to(device),
-        state=chain.state.to(device),
-        step_size=chain.step_size.to(device),
-        acceptance=chain.acceptance.to(device),
-        memory={name: value.to(device) for name, value in chain.memory.items()},
-    )
+    memory = {name: value.to(x0.device) for name, value in chain.memory.items()}
+    names = "mean", "variance", "state", "step_size", "acceptance"
+    return chain._replace(**{name: getattr(chain, name).to(x0.device) for name in names}, memory=memory)
 
 
 def _room(chain: Chain, draws: int) -> Tensor:
