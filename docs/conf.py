@@ -67,7 +67,7 @@ THUMBNAILS = {
     "05_posterior_samples": 0,
     "06_patch_size": 0,
     "07_robustness": 0,
-    "08_adaptation": 1,
+    "08_adaptation": 2,
 }
 
 
