@@ -47,7 +47,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = "patchscore"
 html_static_path = ["_static"]
 html_css_files = ["patchscore.css"]
-html_sidebars = {"index": [], "changelog": [], "contributing": []}
+html_sidebars: dict[str, list[str]] = {"[!r]*": []}  # single pages have no sections to go through
 html_theme_options = {
     "github_url": "https://github.com/patchscore/patchscore",
     "show_toc_level": 2,
