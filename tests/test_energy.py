@@ -209,6 +209,16 @@ def test_no_tf32_in_convolutions_and_products(randomized, normal, monkeypatch):
         torch.set_float32_matmul_precision(before)
 
 
+@boundaries
+def test_no_score_waits_for_the_device(boundary):
+    """On the device "meta" there are no numbers, so whatever looks at one raises an error."""
+    x, sigma = torch.empty(2, 3, 14, 15, device="meta"), torch.ones(2, device="meta")
+    for clique in (network(3), ps.PatchEnergy(4, 3, 16, scale_invariant=False)):
+        prior = PatchPrior(clique.to("meta"), boundary=boundary)
+        assert prior.denoise(x, sigma).shape == x.shape
+        assert prior.log_prob(x, sigma).shape == (2,)
+
+
 def test_the_printed_form():
     assert repr(ConvEnergy()) == "ConvEnergy(reach 17 x 17, 9,640 parameters)"
     assert repr(ps.PatchEnergy(4, 3, 16)) == "ConvEnergy(reach 4 x 4, 3 channels, 134 parameters)"

@@ -150,6 +150,27 @@ def test_a_tile_holds_no_more_patches_than_the_limit(boundary, limit, normal, mo
         assert sum(count for count, _ in seen) == 5 * math.prod(grid.shape)
 
 
+@pytest.mark.parametrize("limit", [1, 7, 100, 1024, 2**20])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1000), (512, 512), (129, 65)])
+@pytest.mark.parametrize("images", [1, 5])
+def test_tiles_are_nearly_square_and_nearly_equal(images, shape, limit):
+    tiles = list(patches.tiling(images, shape, limit))
+    seen = np.zeros((images, *shape), int)
+    for tile in tiles:
+        seen[tile] += 1
+    assert (seen == 1).all()
+    sizes = np.array([[part.stop - part.start for part in tile] for tile in tiles])
+    assert sizes.prod(1).max() <= limit
+    most = np.array([min(count, math.isqrt(limit)) for count in (images, *shape)])
+    assert sizes[:, 1].max() <= most[1]
+    # As few parts as can be, and the parts of an axis differ by less than their number.
+    for axis, count in enumerate((images, *shape)):
+        parts = -(-count // sizes[:, axis].max())
+        assert sizes[:, axis].max() - sizes[:, axis].min() < parts
+    if min(shape) > math.isqrt(limit):  # square up to the rounding of both sides
+        assert sizes[:, 1:].max() <= 4 * sizes[:, 1:].max(0).min()
+
+
 @pytest.mark.parametrize("patch_shape", [(3, 3), (4, 4), (2, 2), (3, 4), (5, 2), (1, 1)])
 @pytest.mark.parametrize("image_shape", [(7, 9), (6, 5), (5, 5)])
 def test_symmetric_energy_is_a_quarter_of_that_of_the_mirrored_torus(image_shape, patch_shape, normal):

@@ -27,8 +27,7 @@ class Clique(ScoreNetwork):
     Attributes
     ----------
     patch_shape, channels : the patches that it takes
-    trained_on
-        As of :class:`~patchscore.priors.trainable.ScoreNetwork`; ``"crops"`` makes a clique potential.
+    trained_on : ``"patches"`` (it is the marginal of a patch), ``"crops"`` (a clique potential) or None
     scale_invariant
         Whether a s_V(a v; a sigma) = s_V(v; sigma) for every a > 0.
     brightness_invariant

@@ -48,9 +48,8 @@ class EmpiricalPatches(Potential):
 
     Notes
     -----
-    Fails, by design, where the noise is lower than the distance between patches: it then returns the
-    nearest training patch. Squared distances lose a part eps |v|^2 / sigma^2 to rounding: use float64
-    where sigma is small.
+    Where sigma is below the distance between patches, it returns the nearest training patch. Squared
+    distances round by a part eps |v|^2 / sigma^2: use float64 where sigma is small.
     """
 
     trained_on = "patches"

@@ -71,9 +71,9 @@ class ConvEnergy(Potential):
 
     Notes
     -----
-    How it was trained (:func:`patchscore.fit`) makes phi a clique potential or the potential of a patch
-    marginal. It is only trustworthy at noise levels seen there, and knows no marginals of parts of a
-    patch.
+    Training (:func:`patchscore.fit`) on crops makes phi a clique potential, on single patches the
+    potential of their marginal. Unreliable at noise levels outside the range of the training. Marginals
+    of parts of a patch are not known.
     """
 
     def __init__(

@@ -25,10 +25,10 @@ from patchscore.priors.registry import register
 class StudentT(Potential):
     """Filters with heavy-tailed responses, phi(v) = sum_i a_i log(1 + (J_i' v)^2 / 2), a_i > 0.
 
-    Summed over all patches it is the field of experts; as the density of one patch, a product of
-    experts. Filters and weights are parameters, so :func:`patchscore.fit` trains them.
+    The sum over all patches is a field of experts, the density of one patch a product of experts.
+    Filters and weights are parameters, so :func:`patchscore.fit` trains them.
 
-    A Student-t density has no closed form under Gaussian blur, so this is no exact prior at any
+    A Student-t density has no closed form under Gaussian blur, so this prior is approximate at every
     sigma > 0. It means one of two things:
 
     ``scale_invariant=True``   phi(v / sigma), in units of the noise: one shape at all noise levels, for
@@ -54,7 +54,7 @@ class StudentT(Potential):
 
     Notes
     -----
-    Fails as a normalised density wherever the filters miss a direction (with the mean removed, always).
+    Not a normalised density where no filter sees some direction, such as that of constant patches.
     """
 
     def __init__(

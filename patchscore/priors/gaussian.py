@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from patchscore.checks import noise_levels
 from patchscore.errors import InputError
+from patchscore.linear_algebra import expand
 from patchscore.priors.cliques import Potential, check_tensor, patch_pixels
 from patchscore.priors.registry import register
 from patchscore.randomness import standard_normal
@@ -53,8 +54,8 @@ class GaussianPatches(Potential):
 
     Notes
     -----
-    Fails as the prior of an image whose patches are not Gaussian; and the mean over overlapping patches
-    is not the score of the field that they were cut from (:class:`GaussianCliques` is).
+    The mean over overlapping patches is not the score of the field that they were cut from; that is
+    :class:`GaussianCliques`.
     """
 
     trained_on = "patches"
@@ -113,10 +114,9 @@ class GaussianPatches(Potential):
 class GaussianCliques(nn.Module):
     """The stationary Gaussian field on a torus, and the cliques cut out of it (:meth:`patches`).
 
-    It is a prior of whole images with the interface of :class:`~patchscore.priors.prior.PatchPrior`,
-    and everything about it is known at every noise level: score, normalised log density, posterior
-    mean, posterior samples. It carries the name because a periodic sum of quadratic clique energies
-    is exactly such a field.
+    A prior of whole images, used like a :class:`~patchscore.priors.prior.PatchPrior`, for which score,
+    normalised log density, posterior mean and posterior samples are exact at every noise level. A
+    periodic sum of quadratic clique energies is such a field, hence the name.
 
     Images are (B, C, H, W), in any unit; channels are independent and alike; sigma is in the same unit,
     a number, () or (B,).
@@ -150,9 +150,9 @@ class GaussianCliques(nn.Module):
         asymmetry = (power_spectrum - mirrored).abs().max()
         if power_spectrum.min() < 0 or asymmetry > _rounding(power_spectrum):
             raise InputError(
-                f"the power spectrum (smallest value {power_spectrum.min():g}) is that of no real "
-                "field: it has to be non-negative and even, S(-k) = S(k); give all frequencies, in "
-                "the order of torch.fft.fft2."
+                f"no real field has this power spectrum (smallest value {power_spectrum.min():g}): it "
+                "has to be non-negative and even, S(-k) = S(k). Give all frequencies, in the order of "
+                "torch.fft.fft2."
             )
         self.register_buffer("power_spectrum", power_spectrum)
         self.register_buffer("mean", power_spectrum.new_tensor(mean))
@@ -232,7 +232,7 @@ class GaussianCliques(nn.Module):
         """log p_sigma(x), normalised: (B, C, H, W) -> (B,). Its gradient is the score."""
         variance = self.power_spectrum + self._check(x, sigma).square()
         power: Tensor = torch.fft.fft2(x - self.mean, norm="ortho").abs().square()
-        return -0.5 * (power / variance + (2 * math.pi * variance).log()).sum((1, 2, 3))
+        return -0.5 * (power / variance + (2 * math.pi * variance).log()).flatten(1).sum(1)
 
     def curvature_bound(self, sigma: float) -> float:
         """1 / sigma^2, which no density that is blurred by sigma exceeds."""
@@ -285,7 +285,7 @@ class GaussianCliques(nn.Module):
                 f"x is {x.dtype} on {x.device} and the field {like.dtype} on {like.device}; move one of "
                 "them: x.to(...) or field.to(...)."
             )
-        return noise_levels(sigma, x)[:, None, None, None]
+        return expand(noise_levels(sigma, x))
 
 
 def eigendecomposition(covariance: Tensor, floor: float | None = None) -> tuple[Tensor, Tensor]:

@@ -31,9 +31,8 @@ class GaussianMixture(Potential):
     phi(v; sigma) = -log p_sigma(v), normalised, from the eigenvectors of each C_k, computed once.
 
     ``brightness_invariant=True`` makes it a density of the mean-free part of the patch, v - mean(v), as
-    in EPLL: a mixture on that subspace of n - 1 dimensions (each C_k and mu_k is projected onto it), and
-    flat along the direction of constant patches. Noise keeps the two apart and leaves a flat density
-    flat, so it is exact at every noise level too; phi is normalised on the subspace.
+    in EPLL: each C_k and mu_k is projected onto this subspace of n - 1 dimensions, where phi is
+    normalised, and constant patches are all equally probable. This too is exact at every noise level.
 
     Parameters
     ----------
@@ -57,8 +56,8 @@ class GaussianMixture(Potential):
 
     Notes
     -----
-    A full-covariance mixture of scikit-learn is taken over by its ``weights_``, ``means_`` and
-    ``covariances_``, as tensors. Fails where patches repeat a structure that no component holds.
+    To use a full-covariance mixture of scikit-learn, pass its ``weights_``, ``means_`` and
+    ``covariances_`` as tensors.
     """
 
     trained_on = "patches"

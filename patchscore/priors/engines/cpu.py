@@ -1,11 +1,7 @@
 """Scores of whole images on a CPU: a few large convolutions per tile of the image.
 
-Neighbouring patches share hidden units, so over a tile of cliques phi and its gradient are one pass
-forward and one backward (symbols: :mod:`patchscore.priors.engines.layers`),
-
-    f_D = gelu'(h_D) * a,    f_{l-1} = gelu'(h_{l-1}) * W_l* f_l,    -sum_c G_c' phi'(G_c x) = -W_1* f_1
-
-What makes it fast changes nothing but rounding:
+The equations are those of :mod:`patchscore.priors.engines.layers`. What makes it fast changes nothing
+but rounding:
 
 - Pixels are the rows and channels the columns of every buffer. Convolutions of oneDNN then run at the
   full rate of the processor, where other matrix products need not.
@@ -13,8 +9,8 @@ What makes it fast changes nothing but rounding:
 - The hidden units of a tile stay in the cache. Their memory comes back to the next tile.
 - A tile is cut from, and added to, the image itself: there is no padded copy of the image.
 - With ``"bfloat16"``, where the processor has it, all layers above the first multiply in bfloat16. W_1
-  and W_1* do not: their rows sum to zero and have to go on doing so, since u may be large and the score
-  of a flat image is zero. Nor is a rounded, a bias that all cliques would share: W_D* is scaled by it.
+  and W_1* do not: rounded, their rows would no longer sum to zero, and a flat image would have a score.
+  Nor is a rounded, since all cliques share that error: W_D* is multiplied by it in float32 first.
 """
 
 from __future__ import annotations
@@ -27,8 +23,7 @@ from patchscore.linear_algebra import expand
 from patchscore.priors.engines.layers import Layers, Precision
 from patchscore.priors.patches import KEPT_BYTES, Boundary, PatchGrid, source_index, tiling
 
-# Units of one layer in flight at once. Tiles are square, since the hidden units of a rim are computed by
-# both neighbours, and a layer takes 8 MB: above 32 MB the system would take the memory back each time.
+# Units of one layer in flight at once, 8 MB: above 32 MB the system takes the memory back each time.
 UNITS_PER_TILE = 2**21
 
 

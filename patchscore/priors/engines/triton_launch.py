@@ -109,22 +109,10 @@ class Sums:
         height, width = total.shape[-2:]
         top, bottom = (line // rows * height + line % rows for line in (first, first + lines - 1))
         grid = bottom + self.side - top, -(-width // FOLD_BLOCK), self.channels
+        places = first, lines, rows, self.columns, height, width, top
+        constants = {"SIDE": self.side, "SPAN": self.span, "BLOCK": FOLD_BLOCK}
         triton_kernels.fold[grid](
-            sums,
-            total,
-            *total.stride()[:3],
-            first,
-            lines,
-            rows,
-            self.columns,
-            height,
-            width,
-            top,
-            SIDE=self.side,
-            SPAN=self.span,
-            BLOCK=FOLD_BLOCK,
-            num_warps=4,
-            enable_fp_fusion=True,
+            sums, total, *total.stride()[:3], *places, **constants, num_warps=4, enable_fp_fusion=True
         )
 
     def cut(self) -> dict[str, int]:
@@ -142,29 +130,21 @@ def patch_forces(
     sums = Sums(weights, columns, tiles)
     at_once = tiles.block // sums.span
     stripe = max(1, SUMS_BYTES // (4 * sums.per_line * at_once)) * at_once
+    image = padded, *padded.stride()[:3], sigma
+    layers = weights.lift, weights.row_sums, weights.hidden, weights.biases, weights.readout
+    constants = {
+        "DEPTH": len(weights.dilations),
+        "HALVES": grid.weights(padded) is not None,
+        "CHUNK": min(tiles.chunk, weights.width),
+        **weights.constants(),
+        **sums.cut(),
+        **launch(tiles, sums.span),
+    }
     for first in range(0, len(padded) * rows, stripe):
         lines = min(stripe, len(padded) * rows - first)
         room = sums.empty(lines, padded)
         triton_kernels.patch_forces[(programs(lines, columns, sums.span, tiles),)](
-            padded,
-            *padded.stride()[:3],
-            sigma,
-            weights.lift,
-            weights.row_sums,
-            weights.hidden,
-            weights.biases,
-            weights.readout,
-            room,
-            first,
-            lines,
-            rows,
-            columns,
-            DEPTH=len(weights.dilations),
-            HALVES=grid.weights(padded) is not None,
-            CHUNK=min(tiles.chunk, weights.width),
-            **weights.constants(),
-            **sums.cut(),
-            **launch(tiles, sums.span),
+            *image, *layers, room, first, lines, rows, columns, **constants
         )
         sums.add(room, total, first, lines, rows)
 
@@ -191,26 +171,17 @@ def conv_tile(
     """One pass over a tile: up to the last layer, and down again."""
     from patchscore.priors.engines import triton_kernels
 
-    size = [side - weights.side + 1 for side in u.shape[-2:]]
-    sums = Sums(weights, size[1], tiles)
-    room = sums.empty(len(u) * size[0], u)
-    z, slope = (u.new_empty((len(u), *size, weights.width), dtype=weights.lift.dtype) for _ in range(2))
-    lines, columns = len(u) * size[0], size[1]
+    rows, columns = (side - weights.side + 1 for side in u.shape[-2:])
+    lines = len(u) * rows
+    sums = Sums(weights, columns, tiles)
+    room = sums.empty(lines, u)
+    z = u.new_empty((len(u), rows, columns, weights.width), dtype=weights.lift.dtype)
+    slope = torch.empty_like(z)
+    image = u, *u.stride()[:3], sigma
+    layer_one = weights.lift, weights.row_sums, weights.biases
+    constants = {"PART": PART, **weights.constants(), **launch(tiles, sums.span)}
     triton_kernels.conv_first[(programs(lines, columns, sums.span, tiles),)](
-        u,
-        *u.stride()[:3],
-        sigma,
-        weights.lift,
-        weights.row_sums,
-        weights.biases,
-        z,
-        slope,
-        lines,
-        size[0],
-        columns,
-        PART=PART,
-        **weights.constants(),
-        **launch(tiles, sums.span),
+        *image, *layer_one, z, slope, lines, rows, columns, **constants
     )
 
     def layer(
@@ -220,28 +191,18 @@ def conv_tile(
         rows, columns = slope.shape[1:3]
         span = span_of(columns, weights.side, tiles)
         lines = len(slope) * rows
-        triton_kernels.conv_next[(programs(lines, columns, span, tiles),)](
-            source,
-            *source.shape[1:3],
-            kernel,
-            step,
-            weights.readout,
-            bias,
-            slope,
-            out,
-            sigma,
-            weights.lift,
-            room,
-            lines,
-            rows,
-            columns,
-            **rim,
-            MODE=mode,
-            TAPS=len(kernel),
-            CHUNK=min(tiles.chunk, weights.width),
+        inputs = source, *source.shape[1:3], kernel, step, weights.readout, bias
+        outputs = slope, out, sigma, weights.lift, room
+        constants = {
+            "MODE": mode,
+            "TAPS": len(kernel),
+            "CHUNK": min(tiles.chunk, weights.width),
             **weights.constants(),
             **sums.cut(),
             **launch(tiles, span),
+        }
+        triton_kernels.conv_next[(programs(lines, columns, span, tiles),)](
+            *inputs, *outputs, lines, rows, columns, **rim, **constants
         )
         return out
 
