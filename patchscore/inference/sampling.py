@@ -129,6 +129,17 @@ def run(
     chain = chain._replace(samples=None, burn_in=burn_in)
     label = f"{(2 * x0.nbytes if samples is None else samples.nbytes) / 1e6:.3g} MB"
     start = time.perf_counter()
+
+    def finished() -> Chain:
+        reason = f"all {steps} {unit}s are done"
+        if chain.steps < steps:
+            reason = f"interrupted after {chain.steps} of {steps} {unit}s"
+        kept = samples
+        if kept is not None and len(kept) > chain.draws:
+            kept = kept[: chain.draws].clone()
+        seconds = chain.seconds + time.perf_counter() - start
+        return chain._replace(samples=kept, seconds=seconds, reason=reason)
+
     try:
         with tqdm(desc=label, initial=chain.steps, total=steps, unit=unit, disable=not progress) as bar:
             while chain.steps < steps:
@@ -149,13 +160,9 @@ def run(
                         samples[chain.draws] = state.x  # not yet counted: a repeated step overwrites it
                 chain = after
                 bar.update()
-        reason = f"all {steps} {unit}s are done"
+        return finished()
     except KeyboardInterrupt:
-        reason = f"interrupted after {chain.steps} of {steps} {unit}s"
-    if samples is not None and len(samples) > chain.draws:
-        samples = samples[: chain.draws].clone()
-    seconds = chain.seconds + time.perf_counter() - start
-    return chain._replace(samples=samples, seconds=seconds, reason=reason)
+        return finished()
 
 
 def _recorded(steps: int, burn_in: int, thin: int) -> int:
