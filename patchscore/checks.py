@@ -1,4 +1,4 @@
-"""Input validation that more than one module needs: noise levels and counts."""
+"""Input validation that several modules need: noise levels, numbers and counts."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from patchscore.errors import InputError
 
 
 def noise_levels(sigma: float | Tensor, x: Tensor) -> Tensor:
-    """sigma as a (B,) tensor like x; an error if it is not positive, not finite or not one per image.
+    """sigma as a (B,) tensor like x; an error if it is not positive and finite, or not one per image.
 
-    A tensor on a GPU is not looked into: that would wait for the device at every evaluation.
+    The values of a tensor on a GPU are not checked: every evaluation would wait for the device.
     """
     if not isinstance(sigma, Tensor) or sigma.device.type == "cpu":
         values = np.asarray(sigma.detach() if isinstance(sigma, Tensor) else sigma, np.float64)
@@ -43,8 +43,7 @@ def check_noise_level(sigma: Any) -> None:
         )
     if not 0 < value < math.inf:
         raise InputError(
-            f"sigma is {sigma}; a noise level is positive and finite, in the unit of the image. Leave "
-            "it out to have it estimated."
+            f"sigma is {sigma}; a noise level is positive and finite, in the unit of the image."
         )
 
 
@@ -58,15 +57,26 @@ def check_schedule(sigmas: Sequence[float]) -> None:
         )
 
 
+def noise_level_range(sigmas: Sequence[float]) -> tuple[float, float]:
+    """The lowest and the highest of a range of noise levels; :class:`InputError` if it is not one."""
+    low, high = float(sigmas[0]), float(sigmas[1])
+    if not 0 < low <= high < math.inf:
+        raise InputError(
+            f"sigmas is ({low}, {high}); expected the lowest and the highest noise level, both positive "
+            "and in the unit of the images."
+        )
+    return low, high
+
+
 def check_counts(**counts: object) -> None:
-    """Raise :class:`InputError` unless every number is a positive whole one; None is let through."""
+    """Raise :class:`InputError` unless all are positive whole numbers; None is allowed."""
     for name, value in counts.items():
         if value is not None and not (isinstance(value, int | np.integer) and value > 0):
             raise InputError(f"{name} is {value!r}; expected a positive whole number.")
 
 
 def check_positive(**numbers: float | None) -> None:
-    """Raise :class:`InputError` unless every number is positive and finite; None is let through."""
+    """Raise :class:`InputError` unless all are positive and finite; None is allowed."""
     for name, value in numbers.items():
         if value is not None and not 0 < value < math.inf:
             raise InputError(f"{name} is {value}; expected a positive number.")

@@ -177,8 +177,8 @@ def test_a_width_of_zero_covers_nothing() -> None:
 @pytest.mark.parametrize(
     ("draw", "options", "message"),
     [
-        (disks, {"count": 0}, "count is 0; expected a whole number of at least 1"),
-        (rectangles, {"size": -4}, "size is -4; expected a whole number of at least 1"),
+        (disks, {"count": 0}, "count is 0; expected a positive whole number"),
+        (rectangles, {"size": -4}, "size is -4; expected a positive whole number"),
         (disks, {"radius": (0.3, 0.1)}, r"radius is \(0.3, 0.1\); expected a range, lowest first"),
         (disks, {"center": (-0.1, 0.5)}, r"center is \(-0.1, 0.5\); expected a range"),
         (rectangles, {"sides": (0.1, math.inf)}, r"sides is \(0.1, inf\); expected a range"),

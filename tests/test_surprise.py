@@ -237,7 +237,7 @@ def test_errors_teach(prior, expected, normal, field):
     with pytest.raises(ps.InputError, match="do not vary enough"):
         expect(Silent(), normal(20, 1, SIDE, SIDE), sigmas=SIGMAS, progress=False)
     for sigmas in ((0.0, 1.0), (2.0, 1.0)):
-        with pytest.raises(ps.InputError, match="a lowest and a highest noise level"):
+        with pytest.raises(ps.InputError, match="the lowest and the highest noise level"):
             expect(field, images, sigmas=sigmas)
 
 

@@ -31,12 +31,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from patchscore.checks import check_counts, noise_level_range
 from patchscore.errors import InputError
 from patchscore.figures import as_html, surprise_figure
 from patchscore.images import ImageSource, training_images
 from patchscore.measurements.noisy_image import NoisyImage
 from patchscore.protocols import Score
-from patchscore.randomness import standard_normal
+from patchscore.randomness import seeded, standard_normal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -273,13 +274,9 @@ def expect(
         If an image does not fit, there are too few or they are too much alike, or a noise level is not
         positive.
     """
-    low, high = sigmas
-    if not 0 < low <= high < math.inf or draws < 1:
-        raise InputError(
-            f"sigmas is {sigmas} and draws {draws}; expected a lowest and a highest noise level, both "
-            "positive and in the unit of the images, and at least one draw."
-        )
-    generator = generator or torch.Generator().manual_seed(0)
+    low, high = noise_level_range(sigmas)
+    check_counts(draws=draws)
+    generator = seeded(generator)
     channels = getattr(getattr(prior, "network", None), "channels", 1)
     data = training_images(images, channels=channels, smallest=SMALLEST)
     if len(data) < 20:

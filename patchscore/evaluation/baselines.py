@@ -1,4 +1,4 @@
-"""Denoisers to compare with, behind one signature: (noisy, sigma) -> denoised.
+"""Other denoisers to compare with, all with the signature (noisy, sigma) -> denoised.
 
     total variation    argmin_x  1/2 |x - y|^2 + w sigma sum_i |(D x)_i|
     non-local means    x_i = sum_j w_ij y_j / sum_j w_ij,   w_ij = exp(-max(d_ij - 2, 0) / h^2),
@@ -6,12 +6,12 @@
     wavelets           soft thresholds t = sigma^2 / std(clean) in every subband, over all small shifts
     BM3D               groups of similar blocks, shrunk together in a 3-D transform domain, twice
 
-Images are (H, W) in any unit, sigma is in that unit, and the estimate is float64 in it. The packages
-see (y - mean(y)) / sigma, so gain and offset change nothing but rounding:
+Images are (H, W) in any unit, sigma is in the same unit, and so is the estimate, in float64. The
+packages get (y - mean(y)) / sigma, so gain and offset change nothing but rounding:
 
     f(a y + c, a sigma) = a f(y, sigma) + c
 
-What works on tensors gets the same signature from :func:`on_arrays`: EPLL, priors, samplers.
+:func:`on_arrays` gives the same signature to what works on tensors: EPLL, priors, samplers.
 
 References: Rudin, Osher and Fatemi, Physica D 60 (1992); Chambolle, J. Math. Imaging Vis. 20 (2004);
 Buades, Coll and Morel, CVPR 2005; Chang, Yu and Vetterli, IEEE Trans. Image Processing 9 (2000)
@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,18 +34,19 @@ from scipy.optimize import minimize_scalar
 from skimage.restoration import cycle_spin, denoise_nl_means, denoise_tv_chambolle, denoise_wavelet
 from torch import Tensor
 
+from patchscore.checks import check_noise_level, check_positive
 from patchscore.errors import InputError
 from patchscore.images import numeric_array
 from patchscore.inference.diffusion import LEVELS, sample_denoised
 from patchscore.protocols import Score
 
-# Enough that the tolerance decides when to stop.
+# So many that the tolerance decides when to stop.
 TV_ITERATIONS = 2000
 ORACLE_TOLERANCE = 1e-5
 ORACLE_WEIGHTS = 0.02, 50.0
 BM3D_BLOCK = 8
-# The best of what was tried on training images (photographs, sigma 15, 25 and 50 of 255): patches of 3,
-# 5 and 7 in windows of 15 and 23; BayesShrink and VisuShrink, soft and hard, Haar to Daubechies 8.
+# The best on training photographs at sigma 15, 25 and 50 of 255, among patches of 3, 5 and 7 in windows
+# of 15 and 23, and among BayesShrink and VisuShrink, soft and hard, Haar to Daubechies 8.
 NLM_PATCH, NLM_REACH = 5, 7
 WAVELET, WAVELET_LEVELS, WAVELET_SHIFTS = "db2", 4, 3
 
@@ -63,11 +65,11 @@ def total_variation(
     sigma
         The noise level, in that unit.
     weight
-        The strength in units of sigma, without unit itself: from about 0.4 for texture at low noise
-        to 1 for smooth images at high noise.
+        The strength as a multiple of sigma: from about 0.4 for texture at low noise to 1 for smooth
+        images at high noise.
     tolerance
-        It stops when an iteration changes the objective by less than this fraction of its first
-        value; the default is scikit-image's. At high noise it stops well before the minimum.
+        The iteration stops when the objective changes by less than this fraction of its first value.
+        The default is that of scikit-image; at high noise it stops well before the minimum.
 
     Raises
     ------
@@ -76,16 +78,15 @@ def total_variation(
 
     Notes
     -----
-    Fails on texture, which it flattens, and on slopes, which it turns into stairs.
+    It flattens texture and turns slopes into stairs.
     """
-    y, mean = _standardized(noisy, sigma)
-    _check_positive(weight=weight, tolerance=tolerance)
-    x = denoise_tv_chambolle(y, weight=weight, eps=tolerance, max_num_iter=TV_ITERATIONS)
-    return np.asarray(x * sigma + mean)
+    check_positive(weight=weight, tolerance=tolerance)
+    settings = {"weight": weight, "eps": tolerance, "max_num_iter": TV_ITERATIONS}
+    return _standardized(noisy, sigma, partial(denoise_tv_chambolle, **settings))
 
 
 def total_variation_oracle(noisy: np.ndarray, sigma: float, clean: np.ndarray) -> np.ndarray:
-    """Total variation with the weight of the best PSNR: an upper bound for it, as it sees the truth.
+    """Total variation with the weight that gives the best PSNR, which only the clean image can tell.
 
     The tolerance is 20 times finer than the default of :func:`total_variation`. Shapes, units and errors
     are those of :func:`oracle_weight`.
@@ -95,7 +96,7 @@ def total_variation_oracle(noisy: np.ndarray, sigma: float, clean: np.ndarray) -
 
 
 def oracle_weight(noisy: np.ndarray, sigma: float, clean: np.ndarray) -> float:
-    """The weight of :func:`total_variation` of the best PSNR, by a bounded search over its logarithm.
+    """The weight of :func:`total_variation` with the best PSNR, by a bounded search on a log scale.
 
     Raises
     ------
@@ -128,7 +129,7 @@ def non_local_means(noisy: np.ndarray, sigma: float, *, strength: float = 0.6) -
     sigma
         The noise level, in that unit.
     strength
-        h in units of sigma, without unit itself: 0.6 is best for photographs at sigma 15 to 50 of 255.
+        h as a multiple of sigma: 0.6 is best for photographs at sigma 15 to 50 of 255.
 
     Raises
     ------
@@ -137,21 +138,18 @@ def non_local_means(noisy: np.ndarray, sigma: float, *, strength: float = 0.6) -
 
     Notes
     -----
-    Fails where nothing repeats nearby: such pixels keep their noise. This is scikit-image's fast mode,
-    which adds up 16 of the 25 squares of a patch and sets weights below exp(-5) to zero.
+    Pixels keep their noise where nothing repeats nearby. This is scikit-image's fast mode, which sums 16
+    of the 25 squares of a patch and sets weights below exp(-5) to zero.
     """
-    y, mean = _standardized(noisy, sigma)
-    _check_positive(strength=strength)
-    x = denoise_nl_means(
-        y, patch_size=NLM_PATCH, patch_distance=NLM_REACH, h=strength, sigma=1.0, fast_mode=True
-    )
-    return np.asarray(x * sigma + mean)
+    check_positive(strength=strength)
+    settings = {"patch_size": NLM_PATCH, "patch_distance": NLM_REACH, "h": strength, "sigma": 1.0}
+    return _standardized(noisy, sigma, partial(denoise_nl_means, fast_mode=True, **settings))
 
 
 def wavelets(noisy: np.ndarray, sigma: float) -> np.ndarray:
     """Shrink wavelet coefficients (BayesShrink), averaged over 4 x 4 shifts: (H, W) -> (H, W).
 
-    Daubechies wavelets of two vanishing moments on up to four levels. There is nothing to tune.
+    Daubechies wavelets with two vanishing moments on up to four levels; no parameters.
 
     Raises
     ------
@@ -161,25 +159,28 @@ def wavelets(noisy: np.ndarray, sigma: float) -> np.ndarray:
 
     Notes
     -----
-    Fails near the border, as shifts are circular, and leaves ripples beside edges.
+    Less accurate near the border, because shifts are circular; leaves ripples beside edges.
     """
-    y, mean = _standardized(noisy, sigma)
-    levels = min(WAVELET_LEVELS, pywt.dwtn_max_level(y.shape, WAVELET))
-    if levels == 0:
-        raise InputError(
-            f"the image is {y.shape[0]} x {y.shape[1]} pixels, too small for one level of wavelets "
-            "(6 x 6); use a larger image."
-        )
-    settings = {"sigma": 1.0, "wavelet": WAVELET, "wavelet_levels": levels, "method": "BayesShrink"}
-    x = cycle_spin(y, denoise_wavelet, max_shifts=WAVELET_SHIFTS, workers=1, func_kw=settings)
-    return np.asarray(x * sigma + mean)
+
+    def shrunk(y: np.ndarray) -> np.ndarray:
+        levels = min(WAVELET_LEVELS, pywt.dwtn_max_level(y.shape, WAVELET))
+        if levels == 0:
+            raise InputError(
+                f"the image is {y.shape[0]} x {y.shape[1]} pixels, too small for one level of wavelets "
+                "(6 x 6); use a larger image."
+            )
+        settings = {"sigma": 1.0, "wavelet": WAVELET, "wavelet_levels": levels, "method": "BayesShrink"}
+        x = cycle_spin(y, denoise_wavelet, max_shifts=WAVELET_SHIFTS, workers=1, func_kw=settings)
+        return np.asarray(x)
+
+    return _standardized(noisy, sigma, shrunk)
 
 
 def bm3d(noisy: np.ndarray, sigma: float) -> np.ndarray:
     """Run BM3D, both stages, with the default profile of the ``bm3d`` package: (H, W) -> (H, W).
 
-    The package computes in float32, on as many threads as it likes, and takes its thresholds for
-    similar blocks relative to the range of the noisy image.
+    The package computes in float32, chooses its number of threads, and sets its thresholds for similar
+    blocks relative to the range of the noisy image.
 
     Raises
     ------
@@ -189,20 +190,23 @@ def bm3d(noisy: np.ndarray, sigma: float) -> np.ndarray:
 
     Notes
     -----
-    Fails where nothing repeats, and leaves faint block-shaped artefacts at high noise.
+    Weak where nothing repeats, and leaves faint block-shaped artefacts at high noise.
     """
     package = import_bm3d()
-    y, mean = _standardized(noisy, sigma)
-    if min(y.shape) < BM3D_BLOCK:
-        raise InputError(
-            f"the image is {y.shape[0]} x {y.shape[1]} pixels, smaller than a block of BM3D "
-            f"({BM3D_BLOCK} x {BM3D_BLOCK}); use a larger image."
-        )
-    return np.asarray(package.bm3d(y, 1.0) * sigma + mean)
+
+    def filtered(y: np.ndarray) -> np.ndarray:
+        if min(y.shape) < BM3D_BLOCK:
+            raise InputError(
+                f"the image is {y.shape[0]} x {y.shape[1]} pixels, smaller than a block of BM3D "
+                f"({BM3D_BLOCK} x {BM3D_BLOCK}); use a larger image."
+            )
+        return np.asarray(package.bm3d(y, 1.0))
+
+    return _standardized(noisy, sigma, filtered)
 
 
 def has_bm3d() -> bool:
-    """Whether BM3D can run here."""
+    """Whether the ``bm3d`` package can be loaded."""
     try:
         import_bm3d()
     except InputError:
@@ -229,7 +233,7 @@ def import_bm3d() -> Any:
 
 
 def on_arrays(restore: Callable[[Tensor, float], Tensor], like: Tensor) -> Denoiser:
-    """What works on tensors (1, 1, H, W), as a denoiser of arrays (H, W), in the unit that they are in.
+    """A denoiser of arrays (H, W) from one of tensors (1, 1, H, W), in the same unit.
 
     Parameters
     ----------
@@ -237,7 +241,7 @@ def on_arrays(restore: Callable[[Tensor, float], Tensor], like: Tensor) -> Denoi
         (tensor, sigma) -> tensor: ``prior.denoise`` for the one-step estimate,
         ``partial(epll, mixture=mixture)``, or :func:`mean_of_samples` with its options bound.
     like
-        Of the precision and on the device that it works on, such as ``prior.network.like``.
+        A tensor with the precision and the device of ``restore``, such as ``prior.network.like``.
     """
 
     def denoised(noisy: np.ndarray, sigma: float) -> np.ndarray:
@@ -257,36 +261,31 @@ def mean_of_samples(
     levels: int = LEVELS,
     generator: torch.Generator,
 ) -> Tensor:
-    """The average of posterior samples by the reverse diffusion from the noisy image on; of 1, a sample.
+    """The average of posterior samples from :func:`patchscore.sample_denoised`; one sample for 1.
 
-    (B, C, H, W) -> (B, C, H, W). The prior has to know the noise levels from sigma down to 1/25 of it:
-    see :func:`patchscore.sample_denoised`, also for the errors.
+    (B, C, H, W) -> (B, C, H, W). The prior must be trained for noise levels from sigma to sigma / 25.
+    Raises the errors of :func:`patchscore.sample_denoised`.
     """
     return sample_denoised(
         prior, noisy, sigma, samples, levels=levels, keep="moments", generator=generator, progress=False
     ).mean
 
 
-def _check_positive(**numbers: float) -> None:
-    for name, value in numbers.items():
-        if not 0 < value < math.inf:
-            raise InputError(f"{name} is {value}; expected a positive number.")
-
-
-def _standardized(noisy: np.ndarray, sigma: float) -> tuple[np.ndarray, float]:
-    """(y - mean(y)) / sigma and mean(y)."""
+def _standardized(
+    noisy: np.ndarray, sigma: float, denoise: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Denoise (y - mean(y)) / sigma, and return to the unit of y."""
     y = _checked(noisy, sigma)
     mean = float(y.mean())
-    return (y - mean) / sigma, mean
+    return np.asarray(denoise((y - mean) / sigma) * sigma + mean)
 
 
 def _checked(noisy: np.ndarray, sigma: float) -> np.ndarray:
-    """What comes in through the door of all denoisers, as float64."""
+    """The noisy image as float64; an error if it is not (H, W), or sigma is not positive."""
     noisy = numeric_array(noisy, name="the noisy image").astype(np.float64)
     if noisy.ndim != 2:
         raise InputError(
             f"the noisy image has shape {noisy.shape}; expected (H, W). Denoise channels one by one."
         )
-    if not 0 < sigma < math.inf:
-        raise InputError(f"sigma is {sigma}; a noise level is positive and finite.")
+    check_noise_level(sigma)
     return noisy

@@ -1,4 +1,4 @@
-"""The demonstration: a photograph that scikit-image ships, made noisy, and restored in several ways."""
+"""The demonstration: add noise to a photograph of scikit-image, and remove it with several methods."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RANGE = 255.0
 
 
 class Row(NamedTuple):
-    """One method: its picture, and how good and how fast it was."""
+    """One method: its image, quality and time."""
 
     method: str
     image: np.ndarray
@@ -31,11 +31,10 @@ class Row(NamedTuple):
 
 
 def run_demo(sigma: float, output: Path, device: str | torch.device = "auto") -> str:
-    """Denoise scikit-image's ``camera`` (512 x 512, 0 to 255), write the pictures, return the table.
+    """Denoise scikit-image's ``camera`` (512 x 512, 0 to 255), save the images, return the table.
 
-    The noise is white and Gaussian from a fixed seed, and is not clipped. Total variation gets the
-    weight that suits this very image best, which only someone who has the clean image could choose;
-    the search for it is not timed.
+    The noise is white and Gaussian with a fixed seed, and is not clipped. Total variation gets its best
+    weight for this image, which requires the clean image; that search is not timed.
     """
     from skimage.data import camera
 
@@ -60,13 +59,8 @@ def run_demo(sigma: float, output: Path, device: str | torch.device = "auto") ->
 
 
 def _row(name: str, estimate: np.ndarray, clean: np.ndarray, seconds: float | None) -> Row:
-    return Row(
-        name,
-        estimate,
-        psnr(clean, estimate, data_range=RANGE),
-        ssim(clean, estimate, data_range=RANGE),
-        seconds,
-    )
+    decibels, similarity = (measure(clean, estimate, data_range=RANGE) for measure in (psnr, ssim))
+    return Row(name, estimate, decibels, similarity, seconds)
 
 
 def _table(rows: list[Row]) -> str:
@@ -78,7 +72,7 @@ def _table(rows: list[Row]) -> str:
 
 
 def _draw(rows: list[Row], clean: np.ndarray, output: Path) -> None:
-    """The whole pictures above, a detail of each below."""
+    """The whole images above, a detail of each below."""
     import matplotlib.pyplot as plt
 
     pictures = [*rows, Row("clean", clean, float("inf"), 1.0, None)]

@@ -2,9 +2,9 @@
 
     minimise    n / (2 sigma^2) |x - y|^2 - sum_c log p(G_c x)
 
-over the image x and one auxiliary patch z_c for each G_c x, in turn, while b grows from 1 / sigma^2:
+alternately over the image x and one auxiliary patch z_c for each G_c x, with b growing from 1 / sigma^2:
 
-    z_c = argmax_z  log p(z) - b/2 |z - G_c x|^2       (the Wiener filter of the most probable component)
+    z_c = argmax_z  log p(z) - b/2 |z - G_c x|^2       (Wiener filter of the most probable component)
     x   = (n / sigma^2 y + b sum_c G_c' z_c) / (n / sigma^2 + b n)
 
 Reference: Zoran and Weiss, "From learning models of natural image patches to whole image restoration",
@@ -35,21 +35,21 @@ def epll(
     *,
     multiples: Sequence[float] = (1, 4, 8, 16, 32),
 ) -> Tensor:
-    """The image that EPLL finds behind a noisy one, (B, C, H, W) -> (B, C, H, W); nothing is clipped.
+    """Denoise by EPLL: (B, C, H, W) -> (B, C, H, W). Nothing is clipped.
 
     With b = multiple / sigma^2 and a the average of the overlapping z_c, a step is
 
         x = (y + multiple a) / (1 + multiple)
 
     which is :func:`~patchscore.inference.splitting.half_quadratic_splitting` at rho = sigma /
-    multiple^(1/2). As in the code of Zoran and Weiss, only patches inside the image are taken, pixels
-    near the border have the average of the fewer patches that they are in, and a patch is restored by
-    the one component that is most probable under the noise of variance 1 / b.
+    multiple^(1/2). As in the code of Zoran and Weiss, only patches inside the image are used, so pixels
+    near the border are in fewer of them, and each patch is restored by the single component that is
+    most probable under noise of variance 1 / b.
 
     Parameters
     ----------
     noisy
-        y, in the unit of the mixture.
+        y, (B, C, H, W), in the unit of the mixture.
     sigma
         The noise level in that unit: a number, () or (B,).
     mixture
@@ -65,8 +65,8 @@ def epll(
 
     Notes
     -----
-    Fails to improve on one Wiener step where sigma is wrong by much, as the schedule hangs on it. It is
-    an estimate of the mode, so it is smoother than the posterior mean.
+    The schedule depends on sigma, so the result is poor if sigma is far off. EPLL estimates the mode,
+    which is smoother than the posterior mean.
     """
     if noisy.ndim != 4 or noisy.shape[1] != mixture.channels:
         raise InputError(

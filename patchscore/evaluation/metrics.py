@@ -1,4 +1,4 @@
-"""How close an estimate is to the truth: PSNR and SSIM.
+"""Image quality against the clean image: PSNR and SSIM.
 
     PSNR = 10 log10(R^2 / mean((x - e)^2))                                        in dB
     SSIM = mean of (2 m_x m_e + C1) (2 s_xe + C2) / ((m_x^2 + m_e^2 + C1) (s_x^2 + s_e^2 + C2))
@@ -12,11 +12,10 @@ Reference: Wang, Bovik, Sheikh and Simoncelli, IEEE Trans. Image Processing 13 (
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from patchscore.checks import check_positive
 from patchscore.errors import InputError
 from patchscore.images import numeric_array
 
@@ -42,10 +41,10 @@ def psnr(clean: np.ndarray, estimate: np.ndarray, *, data_range: float) -> float
 def ssim(
     clean: np.ndarray, estimate: np.ndarray, *, data_range: float, channel_axis: int | None = None
 ) -> float:
-    """Compute the mean structural similarity, 1 for identical images, as Wang et al. 2004 set it up.
+    """Compute the mean structural similarity, 1 for identical images, with the settings of Wang et al.
 
-    That is a Gaussian window of standard deviation 1.5 and 11 pixels, and local moments that are
-    divided by the sum of the weights. Windows that reach over the border are left out.
+    These are a Gaussian window with a standard deviation of 1.5 and 11 pixels, and local moments
+    divided by the sum of the weights. Windows that cross the border are left out.
 
     Parameters
     ----------
@@ -69,7 +68,7 @@ def ssim(
     if min(sides) < SSIM_WINDOW:
         raise InputError(
             f"the images have shape {clean.shape}; SSIM needs at least {SSIM_WINDOW} pixels along every "
-            "axis, the side of its window, so give the axis of the channels if there is one."
+            "axis, the size of its window; for colour images give channel_axis."
         )
     return float(
         structural_similarity(
@@ -85,7 +84,7 @@ def ssim(
 
 
 def _pair(clean: np.ndarray, estimate: np.ndarray, data_range: float) -> tuple[np.ndarray, np.ndarray]:
-    """Check what comes in through the door of both metrics."""
+    """Both images as float64, checked."""
     clean = numeric_array(clean, name="the clean image")
     estimate = numeric_array(estimate, name="the estimate")
     if clean.shape != estimate.shape:
@@ -93,9 +92,5 @@ def _pair(clean: np.ndarray, estimate: np.ndarray, data_range: float) -> tuple[n
             f"the clean image has shape {clean.shape} and the estimate {estimate.shape}; they must be "
             "the same."
         )
-    if not 0 < data_range < math.inf:
-        raise InputError(
-            f"data_range is {data_range}; expected the range of the image's unit, a positive number "
-            "(255 for 8-bit images)."
-        )
+    check_positive(data_range=data_range)
     return clean.astype(np.float64), estimate.astype(np.float64)

@@ -1,13 +1,13 @@
-"""Synthetic data whose truth is known: random disks and rectangles, and densities in one dimension.
+"""Synthetic data with known truth: random disks and rectangles, and densities in one dimension.
 
-A phantom is b + (f - b) a_ij, where a_ij is the fraction of pixel (i, j) that a shape covers. If over
-abscissa t the shape reaches from lower(t) to upper(t), it is the mixed difference between the pixel's
-corners,
+A phantom is b + (f - b) a_ij, where a_ij is the fraction of pixel (i, j) that the shape covers. If the
+shape extends from lower(t) to upper(t) at abscissa t, this is a mixed difference over the corners of the
+pixel,
 
     a_ij = D_x D_y F,    F(x, y) = integral up to x of clip(y, lower(t), upper(t)) dt,
 
-which has a closed form for disks and for rotated rectangles, so partial volume is exact. A mixture
-seen through noise of level sigma is a mixture again,
+with a closed form for disks and rotated rectangles, so partial volumes are exact. A mixture of normal
+densities blurred by noise of level sigma is again a mixture,
 
     p_sigma(x) = sum_k w_k N(x; m_k, s_k^2 + sigma^2).
 
@@ -25,14 +25,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchscore.checks import check_counts, check_positive
 from patchscore.errors import InputError
+from patchscore.randomness import standard_normal
 
-# About the share of a core's cache: a chunk of images is drawn in some fifty passes over it.
+# About what fits in the cache of one core: drawing a chunk takes some fifty passes over it.
 CORNERS_PER_CHUNK = 65_536
 TINY = torch.finfo(torch.float64).tiny
 
-# F at the corners of pixels, (B, size + 1, size + 1), from their abscissas and ordinates relative to the
-# centre, (B, 1, size + 1) and (B, size + 1, 1), and the parameters of the shape, (B, 1, 1) each.
+# F at the corners, (B, size + 1, size + 1), from abscissas and ordinates relative to the centre,
+# (B, 1, size + 1) and (B, size + 1, 1), and the parameters of the shape, (B, 1, 1) each.
 Cumulative = Callable[..., Tensor]
 
 
@@ -52,10 +54,10 @@ def disks(
     Parameters
     ----------
     count, size
-        How many images, and their side in pixels.
+        The number of images, and their side in pixels.
     center, radius
-        Ranges that both coordinates of the centre, and the radius, are uniform in; in units of the
-        image's side, from its corner. With the defaults every disk is inside its image.
+        Ranges of both coordinates of the centre and of the radius, which are uniform, in units of the
+        image's side. With the defaults every disk is inside its image.
     background, foreground
         Mean and standard deviation of the two values of an image, which are normal and independent.
     generator
@@ -68,19 +70,12 @@ def disks(
 
     Notes
     -----
-    The covered fractions are computed in float64 and are exact to its rounding, below 1e-15 size^2.
+    The covered fractions are exact up to rounding in float64, below 1e-15 size^2.
     """
-    _check(count, size, center=center, radius=radius, background=background, foreground=foreground)
-    return _images(
-        _disk,
-        size * _uniform((count, 2), center, generator),
-        size * _uniform((count, 1), radius, generator),
-        size,
-        background,
-        foreground,
-        dtype,
-        generator,
-    )
+    _check(count, size, background, foreground, center=center, radius=radius)
+    centers = size * _uniform((count, 2), center, generator)
+    radii = size * _uniform((count, 1), radius, generator)
+    return _images(_disk, centers, radii, size, background, foreground, dtype, generator)
 
 
 def rectangles(
@@ -100,45 +95,30 @@ def rectangles(
     Parameters
     ----------
     sides
-        Range that both side lengths are uniform in, in units of the image's side. A corner may lie
+        Range of both side lengths, which are uniform, in units of the image's side. A corner may lie
         outside the image.
     angle
-        Range of the orientation in radians, within a quarter turn: as both sides come from one range,
-        the default is every orientation.
+        Range of the orientation in radians, within a quarter turn. The default gives all orientations,
+        since both sides have the same range.
     count, size, center, background, foreground, generator
-        As for :func:`disks`, of the same accuracy.
+        As for :func:`disks`, with the same accuracy.
 
     Raises
     ------
     InputError
         If a number or a range cannot be used.
     """
-    _check(
-        count,
-        size,
-        center=center,
-        sides=sides,
-        angle=angle,
-        background=background,
-        foreground=foreground,
-    )
+    _check(count, size, background, foreground, center=center, sides=sides, angle=angle)
     if angle[1] > math.pi / 2:
         raise InputError(
-            f"angle is {angle}; expected a range in radians within a quarter turn, 0 to "
-            f"{math.pi / 2:.4f}, which is every orientation, as both sides come from one range."
+            f"angle is {angle}; expected a range in radians from 0 to {math.pi / 2:.4f}, which gives "
+            "all orientations, since both sides have the same range."
         )
     centers = size * _uniform((count, 2), center, generator)
     half_sides = size / 2 * _uniform((count, 2), sides, generator)
-    return _images(
-        _rectangle,
-        centers,
-        torch.cat([half_sides, _uniform((count, 1), angle, generator)], dim=1),
-        size,
-        background,
-        foreground,
-        dtype,
-        generator,
-    )
+    angles = _uniform((count, 1), angle, generator)
+    shapes = torch.cat([half_sides, angles], dim=1)
+    return _images(_rectangle, centers, shapes, size, background, foreground, dtype, generator)
 
 
 def gamma_sample(count: int, *, shape: float, scale: float, generator: torch.Generator) -> Tensor:
@@ -149,9 +129,7 @@ def gamma_sample(count: int, *, shape: float, scale: float, generator: torch.Gen
     InputError
         If a number is not positive.
     """
-    for name, value in (("count", count), ("shape", shape), ("scale", scale)):
-        if not 0 < value < math.inf:
-            raise InputError(f"{name} is {value}; expected a positive number.")
+    check_positive(count=count, shape=shape, scale=scale)
     # PyTorch's own gamma distribution takes no generator.
     seed = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
     return torch.from_numpy(np.random.default_rng(seed).gamma(shape, scale, count)).to(generator.device)
@@ -161,8 +139,8 @@ def gamma_sample(count: int, *, shape: float, scale: float, generator: torch.Gen
 class ScalarMixture:
     """A mixture of normal densities in one dimension, known exactly at every noise level.
 
-    ``weights``, ``means`` and ``stds`` are (K,) tensors; the weights are positive, in any ratio. They
-    may carry gradients, so the mixture can be fitted.
+    ``weights``, ``means`` and ``stds`` are (K,) tensors; the weights are positive and are normalised.
+    They may carry gradients, so the mixture can be fitted.
 
     Raises
     ------
@@ -190,8 +168,7 @@ class ScalarMixture:
     def sample(self, count: int, *, generator: torch.Generator) -> Tensor:
         """Independent samples: (count,)."""
         k = torch.multinomial(self.weights, count, replacement=True, generator=generator)
-        z = torch.randn(count, dtype=self.means.dtype, device=generator.device, generator=generator)
-        return self.means[k] + self.stds[k] * z
+        return self.means[k] + self.stds[k] * standard_normal(self.means[k], generator)
 
     def log_prob(self, x: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         """log p_sigma(x), of the shape of x; ``sigma`` is one noise level, or broadcasts with x."""
@@ -215,9 +192,9 @@ class ScalarMixture:
 
 
 def _disk(x: Tensor, y: Tensor, r: Tensor) -> Tensor:
-    """F with h(t) = upper(t) = -lower(t) = sqrt(r^2 - t^2); up to a function of y, which D_x removes.
+    """F for upper(t) = -lower(t) = h(t) = sqrt(r^2 - t^2), up to a function of y, which D_x removes.
 
-    It is y t for t up to c(y) = sqrt(r^2 - y^2), and beyond it sign(y) H(t), the integral of h.
+    This is y t for t up to c(y) = sqrt(r^2 - y^2), and sign(y) H(t) beyond, H the integral of h.
     """
     c = (r.square() - y.square()).clamp_min(0).sqrt()
 
@@ -267,7 +244,7 @@ def _images(
     dtype: torch.dtype,
     generator: torch.Generator,
 ) -> Tensor:
-    """Draw shapes on their background in chunks, with all random numbers drawn before."""
+    """Draw shapes on their background, in chunks; all random numbers are drawn before."""
     base = _normal(len(centers), background, generator)
     contrast = _normal(len(centers), foreground, generator) - base
     images = torch.empty((len(centers), 1, size, size), dtype=dtype, device=centers.device)
@@ -295,14 +272,11 @@ def _normal(count: int, moments: tuple[float, float], generator: torch.Generator
 def _check(
     count: int,
     size: int,
-    *,
     background: tuple[float, float],
     foreground: tuple[float, float],
     **ranges: tuple[float, float],
 ) -> None:
-    for name, value in (("count", count), ("size", size)):
-        if value < 1:
-            raise InputError(f"{name} is {value}; expected a whole number of at least 1.")
+    check_counts(count=count, size=size)
     for name, (low, high) in ranges.items():
         if not 0 <= low <= high < math.inf:
             raise InputError(f"{name} is {low, high}; expected a range, lowest first, of at least 0.")

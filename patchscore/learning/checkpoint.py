@@ -1,4 +1,4 @@
-"""The state of a training run: everything that its next step depends on, in memory and on disk."""
+"""The state of a training run, in memory and on disk: everything that its next step depends on."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ KIND = "patchscore training checkpoint"
 
 
 class TrainingState:
-    """Weights, their moving average, the optimiser's state, the generator and the losses so far.
+    """Weights and their moving average, the optimiser, the generator, and the losses so far.
 
-    ``settings`` identify the run: a checkpoint of a run with other settings is refused.
+    ``settings`` identify the run: the checkpoint of a run with other settings is refused.
     """
 
     def __init__(
@@ -28,24 +28,31 @@ class TrainingState:
         network: ScoreNetwork,
         generator: torch.Generator,
         settings: dict[str, Any],
-        total_steps: int,
-        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] = torch.optim.Adam,
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
     ) -> None:
         self.network = network
         self.generator = generator
         self.settings = settings
-        self.total_steps = total_steps
         self.optimizer = optimizer(network.parameters())
         self.average = {name: p.detach().clone() for name, p in network.named_parameters()}
-        self.loss = torch.zeros(total_steps, device=network.like.device)
+        self.loss = torch.zeros(0, device=network.like.device)
         self.step = 0
         self._seconds_before = 0.0
         self._started = time.monotonic()
 
     @property
+    def total_steps(self) -> int:
+        """How many steps the run has; 0 before :meth:`plan`."""
+        return len(self.loss)
+
+    @property
     def seconds(self) -> float:
-        """Time spent on the run, over all sittings."""
+        """Time spent on the run, including what came before an interruption."""
         return self._seconds_before + time.monotonic() - self._started
+
+    def plan(self, total_steps: int) -> None:
+        """Set the number of steps."""
+        self.loss = self.loss.new_zeros(total_steps)
 
     def update(self, loss: Tensor, learning_rate: float, decay: float) -> None:
         """One step of the optimiser, then of the moving average."""
@@ -65,7 +72,7 @@ class TrainingState:
         self.network.trained_on = trained_on
 
     def write(self, path: Path) -> None:
-        """Save the state; the file is replaced only when the new one is whole."""
+        """Save the state; an existing file is replaced only by a complete one."""
         tensors = {
             "loss": self.loss[: self.step],
             "generator": self.generator.get_state(),
@@ -84,45 +91,36 @@ class TrainingState:
         }
         save_tensors(path, tensors, progress, kind=KIND)
 
-    @classmethod
-    def read(
-        cls,
-        path: Path,
-        network: ScoreNetwork,
-        generator: torch.Generator,
-        settings: dict[str, Any],
-        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] = torch.optim.Adam,
-    ) -> TrainingState:
+    def read(self, path: Path) -> None:
         """Continue from a saved state.
 
         Raises
         ------
         InputError
-            If the file is damaged, or of a run with other settings; those that differ are named.
+            If the file is damaged, or belongs to a run with other settings, which are then named.
         """
         tensors, progress = load_tensors(path, kind=KIND)
-        found = progress["settings"]
-        different = sorted(k for k in found.keys() | settings.keys() if found.get(k) != settings.get(k))
+        old, new = progress["settings"], self.settings
+        different = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
         if different:
-            changes = ", ".join(f"{k} {found.get(k)} -> {settings.get(k)}" for k in different)
+            changes = ", ".join(f"{k} {old.get(k)} -> {new.get(k)}" for k in different)
             raise InputError(
                 f"{path} is the checkpoint of another run ({changes}); continue with its settings, or "
                 "choose another file for this run."
             )
-        state = cls(network, generator, settings, progress["total_steps"], optimizer)
-        state.step = progress["step"]
-        state._seconds_before = progress["seconds"]
-        state.loss[: state.step] = tensors["loss"]
-        generator.set_state(tensors["generator"])
+        self.plan(progress["total_steps"])
+        self.step = progress["step"]
+        self._seconds_before = progress["seconds"]
+        self.loss[: self.step] = tensors["loss"]
+        self.generator.set_state(tensors["generator"])
         moments = {}
         with torch.no_grad():
-            for number, (name, parameter) in enumerate(network.named_parameters()):
+            for number, (name, parameter) in enumerate(self.network.named_parameters()):
                 parameter.copy_(tensors[f"weights/{name}"])
-                state.average[name].copy_(tensors[f"average/{name}"])
+                self.average[name].copy_(tensors[f"average/{name}"])
                 prefix = f"optimizer/{name}/"
                 moments[number] = {
                     key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)
                 }
-        groups = state.optimizer.state_dict()["param_groups"]
-        state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        return state
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})

@@ -1,12 +1,11 @@
 """The training loop: from images to a prior.
 
-At every step: crops x of random images, noise levels sigma log-uniform in a range, and one step of Adam
-or SOAP on the objective (denoising score matching by default), its learning rate falling as half a
-cosine. The weights that are kept are a moving average over the steps (Polyak and Juditsky, SIAM J.
-Control Optim. 30 (1992)).
+Each step takes crops x of random images and log-uniform noise levels sigma, and makes one step of Adam
+or SOAP on the objective (by default denoising score matching), with a half-cosine learning rate. A
+moving average of the weights is kept (Polyak and Juditsky, SIAM J. Control Optim. 30 (1992)).
 
-The size of the crops decides what the network becomes: of one patch, the score of the patch marginal;
-larger, a clique potential, trained through the assembled score of the crop.
+The size of the crops decides what the network learns: crops of one patch give the score of the patch
+marginal, larger crops give a clique potential, trained through the assembled score.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from patchscore.checks import check_counts, check_positive, noise_level_range
 from patchscore.errors import InputError
 from patchscore.images import ImageSource, random_crop, training_images
 from patchscore.learning.checkpoint import TrainingState
@@ -47,12 +47,12 @@ Prior_contra = TypeVar("Prior_contra", bound=Trainable, contravariant=True)
 
 
 class Objective(Protocol[Prior_contra]):
-    """What is minimised: a scalar from crops (B, C, h, w) and noise levels (B,)."""
+    """A loss: a scalar from crops (B, C, h, w) and noise levels (B,)."""
 
     def __call__(
         self, prior: Prior_contra, crops: Tensor, sigma: Tensor, /, *, generator: torch.Generator
     ) -> Tensor:
-        """The scalar."""
+        """The loss."""
 
 
 def fit(
@@ -81,65 +81,63 @@ def fit(
     Parameters
     ----------
     prior
-        Its network is trained on the device and in the precision that it is in. The assembly of a
+        Its network is trained on its present device and in its present precision. The assembly of a
         :class:`PatchPrior` must fit the crops: ``"sum"`` for crops of at least 2 P - 1 pixels,
-        ``"mean"`` for crops of P. Or a network for whole images
-        (:class:`~patchscore.evaluation.networks.WholeImagePrior`), which takes any crops.
+        ``"mean"`` for crops of P. A network for whole images
+        (:class:`~patchscore.evaluation.networks.WholeImagePrior`) takes any crops.
     images
-        An array (N, H, W) or (N, H, W, C), a tensor (N, C, H, W), a list of arrays or tensors that may
-        differ in size, or a folder of image files. Finite, not constant, at least as large as the crop.
+        An array (N, H, W) or (N, H, W, C), a tensor (N, C, H, W), a list of arrays or tensors of any
+        sizes, or a folder of image files. Finite, not constant, at least as large as the crop.
     sigmas
-        The lowest and the highest noise level, in the unit of the images. Levels are drawn
-        log-uniformly between them, one for each crop.
+        The lowest and the highest noise level, in the unit of the images. Each crop gets its own
+        log-uniform level.
     crop
         Side of the square crops in pixels.
     boundary
-        What lies beyond a crop. ``"open"``: nothing, and only pixels that have all their cliques count.
-        ``"symmetric"``: its mirror image, and all pixels count: cheaper where cliques see far, at the
-        price of a slight bias. A network for whole images pads as it does, whatever is said here.
+        What lies beyond a crop. ``"open"``: nothing, and only pixels with all their cliques count.
+        ``"symmetric"``: its half-sample reflection, and all pixels count, which is cheaper for large
+        cliques but slightly biased. Networks for whole images ignore it and use their own padding.
     steps, minutes
-        How long: exactly one of the two. Minutes are turned into steps once, from the time that a few
-        steps take on a copy, so that the schedule is known and a resumed run follows it.
+        The length of the run: exactly one of the two. Minutes are converted to steps once, by timing a
+        few steps on a copy, so that the schedule is fixed and a resumed run follows it.
     learning_rate, warmup
-        The highest rate, and over how many steps it is reached.
+        The highest learning rate, and the number of steps until it is reached.
     average
-        Decay of the moving average of the weights; less at first, (1 + t) / (10 + t).
+        Decay of the moving average of the weights; (1 + t) / (10 + t) while that is smaller.
     objective
         See :mod:`patchscore.learning.matching`.
     optimizer
-        ``"adam"``, or ``"soap"``: Adam where the gradients are uncorrelated
+        ``"adam"``, or ``"soap"``: Adam in a basis where the gradients are uncorrelated
         (:mod:`patchscore.learning.soap`).
     mixed_precision
         Matrix products in bfloat16, weights and sums in float32: about twice as fast where the
         processor has bfloat16 instructions.
     generator
-        All randomness of the run; on the CPU. Seed 0 if not given.
+        All randomness of the run; on the CPU. Seed 0 by default.
     checkpoint
-        A file that the state is written to every ``checkpoint_every`` steps. If it exists, the run
-        continues from it and ends with the same weights, to the last bit, as if it had never stopped.
+        A file to save the state to every ``checkpoint_every`` steps. If it exists, the run continues
+        from it and ends with the same weights, to the last bit, as an uninterrupted run.
     progress
         Whether a progress bar is shown.
 
     Returns
     -------
     History
-        The loss of every step, to plot. The prior holds the averaged weights (also when the run was
-        interrupted from the keyboard), and its card the settings of the run.
+        The loss of every step, to plot. The prior holds the averaged weights (also after an interrupt
+        from the keyboard), and its card the settings of the run.
 
     Raises
     ------
     InputError
-        If the images do not fit the settings, the assembly does not fit the crops, the checkpoint is
-        of another run, or the loss stops being finite; the prior then has the weights it came with.
+        If the images do not fit the settings, the assembly does not fit the crops, the checkpoint
+        belongs to another run, or the loss stops being finite; the prior then keeps its old weights.
     """
-    if (steps is None) == (minutes is None):
-        raise InputError(f"steps is {steps} and minutes is {minutes}; give exactly one of the two.")
     generator = seeded(generator)
-    low, high, learning_rate = float(sigmas[0]), float(sigmas[1]), float(learning_rate)
-    _check_counts(crop=crop, steps=steps, batch_size=batch_size, checkpoint_every=checkpoint_every)
-    _check(low, high, minutes, learning_rate, average)
-    if not (isinstance(warmup, int | np.integer) and warmup >= 0):
-        raise InputError(f"warmup is {warmup!r}; expected a whole number of steps, at least 0.")
+    low, high = noise_level_range(sigmas)
+    learning_rate = float(learning_rate)
+    check_counts(crop=crop, steps=steps, batch_size=batch_size, checkpoint_every=checkpoint_every)
+    check_positive(minutes=minutes, learning_rate=learning_rate)
+    _check_schedule(steps, minutes, warmup, average)
     if optimizer not in OPTIMIZERS:
         raise InputError(f"optimizer is {optimizer!r}; choose one of {tuple(OPTIMIZERS)}.")
     network = prior.network
@@ -165,11 +163,7 @@ def fit(
         "objective": _name(objective),
         "optimizer": optimizer,
         "mixed_precision": mixed_precision,
-        **(
-            {"minutes": float(minutes)}
-            if steps is None and minutes is not None
-            else {"steps": int(steps or 0)}
-        ),
+        **({"steps": int(steps)} if steps is not None else {"minutes": float(minutes or 0)}),
     }
 
     def next_loss(view: Prior, generator: torch.Generator) -> Tensor:
@@ -183,11 +177,12 @@ def fit(
     before = copy.deepcopy(network.state_dict())
     network.requires_grad_()
     view = prior.with_boundary(boundary)
+    state = TrainingState(network, generator, run, OPTIMIZERS[optimizer])
     if path is not None and path.exists():
-        state = TrainingState.read(path, network, generator, run, OPTIMIZERS[optimizer])
+        state.read(path)
     else:
-        total = int(steps or _steps_in(60 * (minutes or 0), view, next_loss, generator, optimizer))
-        state = TrainingState(network, generator, run, total, OPTIMIZERS[optimizer])
+        timed = 60 * (minutes or 0), view, next_loss, generator, OPTIMIZERS[optimizer]
+        state.plan(int(steps or _steps_in(*timed)))
     rates = _half_cosine(learning_rate, state.total_steps, warmup)
     try:
         with tqdm(total=state.total_steps, initial=state.step, disable=not progress) as bar:
@@ -202,7 +197,7 @@ def fit(
     if path is not None:
         state.write(path)
     state.keep_average(trained_on)
-    # What was expected of noisy images before (ps.surprise) is out of date.
+    # The expectation of ps.surprise holds for the old weights only.
     prior.card = {name: entry for name, entry in prior.card.items() if name != "surprise"} | {
         "training": {**run, "steps": state.total_steps, "seconds": round(state.seconds)},
         "trained": date.today().isoformat(),
@@ -219,7 +214,7 @@ def _descend(
     checkpoint_every: int,
     bar: tqdm,
 ) -> None:
-    """All steps that are left; an error if the loss stops being finite."""
+    """The remaining steps; an error if the loss stops being finite."""
     while state.step < state.total_steps:
         decay = min(average, (1 + state.step) / (10 + state.step))
         state.update(next_loss(), float(rates[state.step]), decay)
@@ -237,29 +232,13 @@ def _descend(
             state.write(path)
 
 
-def _check_counts(**counts: object) -> None:
-    for name, value in counts.items():
-        if value is not None and not (isinstance(value, int | np.integer) and value > 0):
-            raise InputError(f"{name} is {value!r}; expected a positive whole number.")
-
-
-def _check(
-    low: float,
-    high: float,
-    minutes: float | None,
-    learning_rate: float,
-    average: float,
-) -> None:
-    if not (0 < low <= high < math.inf):
-        raise InputError(
-            f"sigmas is ({low}, {high}); expected the lowest and the highest noise level, positive, in "
-            "the unit of the images."
-        )
-    for name, value in (("minutes", minutes), ("learning_rate", learning_rate)):
-        if value is not None and not 0 < value < math.inf:
-            raise InputError(f"{name} is {value}; expected a positive number.")
+def _check_schedule(steps: int | None, minutes: float | None, warmup: int, average: float) -> None:
+    if (steps is None) == (minutes is None):
+        raise InputError(f"steps is {steps} and minutes is {minutes}; give exactly one of the two.")
     if not 0 <= average < 1:
         raise InputError(f"average is {average}; expected a decay from 0 (none) to below 1.")
+    if not (isinstance(warmup, int | np.integer) and warmup >= 0):
+        raise InputError(f"warmup is {warmup!r}; expected a whole number of steps, at least 0.")
 
 
 def _half_cosine(learning_rate: float, steps: int, warmup: int) -> np.ndarray:
@@ -285,12 +264,13 @@ def _steps_in(
     view: Prior,
     next_loss: Callable[[Prior, torch.Generator], Tensor],
     generator: torch.Generator,
-    optimizer: str,
+    optimizer: Callable[..., torch.optim.Optimizer],
 ) -> int:
-    """How many steps fit in the time, measured on a copy that leaves no trace."""
+    """How many steps fit in the time, by timing some on copies of the prior and the generator."""
     copied = copy.deepcopy(view)
     generator = generator.clone_state()
-    state = TrainingState(copied.network, generator, {}, MOST_TIMED, OPTIMIZERS[optimizer])
+    state = TrainingState(copied.network, generator, {}, optimizer)
+    state.plan(MOST_TIMED)
     times: list[float] = []
     while len(times) < 3 or (sum(times) < min(SECONDS_OF_TIMING, seconds) and len(times) < MOST_TIMED):
         start = time.perf_counter()

@@ -1,21 +1,20 @@
-"""Objectives whose minimiser is the score s of the blurred density p_sigma.
+"""Objectives that are minimised by the score s of the blurred density p_sigma.
 
-All are the Fisher divergence between model and data, in units of the noise and per pixel,
+All equal the Fisher divergence between model and data, in units of the noise and per pixel,
 
     F(s) = sigma^2 E_y | s(y, sigma) - grad log p_sigma(y) |^2,        y = x + sigma z,  z ~ N(0, I),
 
-up to a constant that does not depend on s; they differ in what they need to know:
+up to a constant that does not depend on s. They differ in what they need:
 
     explicit     the target grad log p_sigma itself
-    implicit     only samples y, but the divergence of s, exactly or by random projections
-    denoising    only clean images x
-    SURE         only noisy images y of known level
-    Noise2Score  only noisy images y of known level, and no divergence
+    implicit     samples y only, but also the divergence of s, exact or by random projections
+    denoising    clean images x only
+    SURE         noisy images y of known noise level only
+    Noise2Score  noisy images y of known noise level only, and no divergence
 
-Every objective takes crops and one noise level for each, and returns a scalar: the mean over the pixels
-that have all their cliques. Levels all equal train at one noise level; levels drawn from a range, as
-:func:`patchscore.fit` does, train at all of them, weighted by sigma^2 (Song and Ermon, NeurIPS 2019,
-equation 6).
+Every objective takes crops and one noise level per crop, and returns a scalar: the mean over the pixels
+with all their cliques. :func:`patchscore.fit` draws the levels from a range, which trains at all of them
+with weight sigma^2 (Song and Ermon, NeurIPS 2019, equation 6).
 
 References: Hyvarinen, JMLR 6 (2005); Vincent, Neural Computation 23 (2011); Song, Garg, Shi and Ermon,
 UAI 2019 (sliced); Stein, Annals of Statistics 9 (1981); Kim and Ye, NeurIPS 2021 (Noise2Score).
@@ -23,22 +22,17 @@ UAI 2019 (sliced); Stein, Annals of Statistics 9 (1981); Kim and Ye, NeurIPS 202
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from patchscore.linear_algebra import dot, expand
 from patchscore.priors.trainable import Trainable
+from patchscore.randomness import standard_normal
 
-# The noise that Noise2Score adds, as a fraction of the noise that is there.
+# The noise that Noise2Score adds, as a fraction of the noise of the image.
 LEAST_ADDED, MOST_ADDED = 0.1, 1.0
-
-
-class Score(Protocol):
-    """grad log p_sigma(y): (B, C, H, W) and (B,) -> (B, C, H, W)."""
-
-    def __call__(self, y: Tensor, sigma: Tensor, /) -> Tensor:
-        """The score."""
 
 
 def denoising_score_matching(
@@ -46,30 +40,35 @@ def denoising_score_matching(
 ) -> Tensor:
     """E | sigma s(x + sigma z, sigma) + z |^2, from clean images.
 
-    Conditionally on x, y is Gaussian with the score -z / sigma, whose mean given y is that of p_sigma.
-    The cross term of the square is therefore that of F, and the rest does not depend on s (Vincent 2011,
-    equations 9 to 11). It equals E | denoise(y) - x |^2 / sigma^2; 1 is the loss of a score of zero.
+    Given x, y is Gaussian with the score -z / sigma, and the mean of that given y is the score of
+    p_sigma. So the cross term of the square is that of F, and the rest does not depend on s (Vincent
+    2011, equations 9 to 11). The loss equals E | denoise(y) - x |^2 / sigma^2, which is 1 for a score
+    of zero.
 
-    ``clean`` is (B, C, H, W) and ``sigma`` (B,), in one unit. The noise is drawn by ``generator`` on its
-    own device.
+    ``clean`` is (B, C, H, W) and ``sigma`` (B,), in one unit. ``generator`` draws on its own device.
     """
-    z = _normal(clean, generator)
-    levels = sigma[:, None, None, None]
+    z = standard_normal(clean, generator)
+    levels = expand(sigma)
     residual = levels * prior.score(clean + levels * z, sigma) + z
     return prior.interior(residual).square().mean()
 
 
 def explicit_score_matching(
-    prior: Trainable, clean: Tensor, sigma: Tensor, *, generator: torch.Generator, target: Score
+    prior: Trainable,
+    clean: Tensor,
+    sigma: Tensor,
+    *,
+    generator: torch.Generator,
+    target: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """F(s) itself: sigma^2 E | s(y, sigma) - target(y, sigma) |^2.
+    """F(s) without a constant: sigma^2 E | s(y, sigma) - target(y, sigma) |^2.
 
-    The target is the score of a known density, or that of the blurred training set (a kernel density
-    estimate with a Gaussian kernel of width sigma). Bind it with ``functools.partial`` for
-    :func:`patchscore.fit`.
+    ``target`` maps (B, C, H, W) and (B,) to (B, C, H, W): the score of a known density, or of the
+    blurred training set (a kernel density estimate with a Gaussian kernel of width sigma). Bind it with
+    ``functools.partial`` for :func:`patchscore.fit`.
     """
-    levels = sigma[:, None, None, None]
-    y = clean + levels * _normal(clean, generator)
+    levels = expand(sigma)
+    y = clean + levels * standard_normal(clean, generator)
     residual = levels * (prior.score(y, sigma) - target(y, sigma))
     return prior.interior(residual).square().mean()
 
@@ -79,12 +78,13 @@ def implicit_score_matching(
 ) -> Tensor:
     """sigma^2 E [ |s(y, sigma)|^2 + 2 div s(y, sigma) ], with the exact divergence.
 
-    In F, the cross term -2 E[s' grad log p_sigma] is 2 E[div s] after integration by parts (Hyvarinen
-    2005, theorem 1), so the target drops out: F plus a constant.
+    Integration by parts turns the cross term -2 E[s' grad log p_sigma] of F into 2 E[div s] (Hyvarinen
+    2005, theorem 1), so no target is needed.
 
-    One backward pass for every pixel: for small crops. Use :func:`sliced_score_matching` for others.
+    It needs one backward pass per pixel, so use it for small crops only, and
+    :func:`sliced_score_matching` for larger ones.
     """
-    y = clean + sigma[:, None, None, None] * _normal(clean, generator)
+    y = clean + expand(sigma) * standard_normal(clean, generator)
     y, score = _differentiable_score(prior, y, sigma)
     basis = torch.eye(score[0].numel(), dtype=y.dtype, device=y.device).view(-1, 1, *score.shape[1:])
     inside = [e for e in basis if prior.interior(e).any()]
@@ -95,12 +95,12 @@ def implicit_score_matching(
 def sliced_score_matching(
     prior: Trainable, clean: Tensor, sigma: Tensor, *, generator: torch.Generator
 ) -> Tensor:
-    """:func:`implicit_score_matching` with the divergence by a random projection, E[v' (ds/dy) v].
+    """:func:`implicit_score_matching` with a randomly projected divergence, E[v' (ds/dy) v].
 
-    v has independent signs, one projection for every crop (Song et al. 2019, section 3.2, with the norm
-    term exact: "SSM-VR"; Hutchinson's estimator of a trace).
+    v holds independent random signs, one projection per crop: Hutchinson's trace estimator (Song et al.
+    2019, section 3.2, with the exact norm term, "SSM-VR").
     """
-    y = clean + sigma[:, None, None, None] * _normal(clean, generator)
+    y = clean + expand(sigma) * standard_normal(clean, generator)
     y, score = _differentiable_score(prior, y, sigma)
     return _implicit(prior, score, _projected_divergence(prior, y, score, generator), sigma)
 
@@ -112,11 +112,11 @@ def sure(prior: Trainable, noisy: Tensor, sigma: Tensor, *, generator: torch.Gen
 
         E | denoise(y) - x |^2 = n sigma^2 + sigma^4 E [ |s|^2 + 2 div s ]
 
-    (Stein 1981, theorem 1), which is implicit score matching on the noisy images as they are. The
-    divergence is by a random projection. ``noisy`` has noise of the levels ``sigma``: give
-    :func:`patchscore.fit` ``sigmas=(level, level)``.
+    (Stein 1981, theorem 1). This is implicit score matching on the noisy images as they are, with a
+    randomly projected divergence. ``sigma`` is the noise level of ``noisy``: call
+    :func:`patchscore.fit` with ``sigmas=(level, level)``.
 
-    Fails if the level is wrong or the noise is not white and Gaussian: the estimate is then biased.
+    Biased if the level is wrong, or if the noise is not white and Gaussian.
     """
     y, score = _differentiable_score(prior, noisy, sigma)
     return 1 + _implicit(prior, score, _projected_divergence(prior, y, score, generator), sigma)
@@ -125,29 +125,24 @@ def sure(prior: Trainable, noisy: Tensor, sigma: Tensor, *, generator: torch.Gen
 def noise2score(prior: Trainable, noisy: Tensor, sigma: Tensor, *, generator: torch.Generator) -> Tensor:
     """E | tau s(y + tau z, (sigma^2 + tau^2)^(1/2)) + z |^2, from noisy images alone.
 
-    Denoising score matching that takes the noisy images for clean ones: more noise of level tau makes
-    samples of p at the level (sigma^2 + tau^2)^(1/2), whose score it finds. tau is log-uniform from a
-    tenth of sigma to sigma, and the network, which sees patches in units of the noise, carries over to
-    sigma itself (Kim and Ye 2021 reach it by letting tau fall to zero). ``noisy`` has noise of the
-    levels ``sigma``: give :func:`patchscore.fit` ``sigmas=(level, level)``.
+    Denoising score matching with the noisy images in place of clean ones: additional noise of level tau
+    gives samples at level (sigma^2 + tau^2)^(1/2), and their score is learned. tau is log-uniform from
+    a tenth of sigma to sigma. A network that sees patches in units of the noise can then be used at
+    sigma as well (Kim and Ye 2021 let tau fall to zero instead). ``sigma`` is the noise level of
+    ``noisy``: call :func:`patchscore.fit` with ``sigmas=(level, level)``.
 
-    Fails for a prior without scale invariance, which has never seen the level sigma itself.
+    Unreliable for a prior without scale invariance, because it is never trained at level sigma.
     """
     u = torch.rand(len(noisy), generator=generator, device=generator.device, dtype=noisy.dtype)
     tau = LEAST_ADDED * sigma * (MOST_ADDED / LEAST_ADDED) ** u.to(noisy.device)
-    z = _normal(noisy, generator)
-    added = tau[:, None, None, None]
+    z = standard_normal(noisy, generator)
+    added = expand(tau)
     residual = added * prior.score(noisy + added * z, (sigma**2 + tau**2).sqrt()) + z
     return prior.interior(residual).square().mean()
 
 
-def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    z = torch.randn(like.shape, generator=generator, device=generator.device, dtype=like.dtype)
-    return z.to(like.device)
-
-
 def _differentiable_score(prior: Trainable, y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """y and s(y, sigma), ready for a divergence: in full precision, which differences of terms need."""
+    """y and s(y, sigma), ready for a divergence; in full precision, since its terms cancel."""
     y = y.detach().requires_grad_()
     with torch.autocast(y.device.type, enabled=False):
         return y, prior.score(y, sigma)
@@ -166,7 +161,7 @@ def _projected_divergence(
 def _quadratic(y: Tensor, score: Tensor, v: Tensor) -> Tensor:
     """v' (ds/dy) v for every image: (B,)."""
     (gradient,) = torch.autograd.grad(score, y, v, create_graph=True)
-    return (gradient * v).flatten(1).sum(1)
+    return dot(gradient, v)
 
 
 def _implicit(prior: Trainable, score: Tensor, divergence: Tensor, sigma: Tensor) -> Tensor:

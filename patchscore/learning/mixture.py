@@ -3,7 +3,7 @@
     r_k(v) = w_k N(v; mu_k, C_k) / sum_j w_j N(v; mu_j, C_j)           expectation
     w_k = E r_k,  mu_k = E[r_k v] / w_k,  C_k = E[r_k v v'] / w_k - mu_k mu_k'      maximisation
 
-over all patches at once, or batch by batch with averaged statistics.
+over all patches, or over one batch after the other with averaged statistics.
 
 References: Dempster, Laird and Rubin, J. R. Stat. Soc. B 39 (1977); Cappe and Moulines, "On-line
 expectation-maximization algorithm for latent data models", J. R. Stat. Soc. B 71 (2009).
@@ -22,8 +22,9 @@ from tqdm import tqdm
 from patchscore.errors import InputError
 from patchscore.priors.cliques import check_tensor
 from patchscore.priors.mixture import GaussianMixture
+from patchscore.randomness import seeded
 
-# Patches whose responsibilities are held at once while fitting, and patches that the fit starts from.
+# Patches processed at once, which bounds the memory; patches per component that initialise the fit.
 PATCHES_PER_BLOCK = 16_384
 SEEDING_PATCHES_PER_COMPONENT = 200
 
@@ -55,16 +56,16 @@ def fit_mixture(
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> MixtureFit:
-    """Fit by expectation-maximisation, over all patches at once or batch by batch.
+    """Fit a mixture by expectation-maximisation, over all patches or batch by batch.
 
-    With s(v) = (r_k, r_k v, r_k v v') the statistics of a patch, step t = 0, 1, .. is
+    With the statistics s(v) = (r_k, r_k v, r_k v v') of a patch, step t = 0, 1, .. is
 
         S <- S + g_t (mean of s over the batch - S)        g_t = 1, or (t + 2)^-0.6 with batches
         w = S_0,  mu = S_1 / S_0,  C = S_2 / S_0 - mu mu'  with eigenvalues of at least the floor
 
-    Without batches the likelihood never decreases: the clipped C is the best of those that the floor
-    allows. Batches (of some hundred patches per component) need far fewer passes: the choice for
-    millions of patches.
+    Without batches the likelihood never decreases, because the clipped C is the best one that the floor
+    allows. Batches (of some hundred patches per component) need far fewer passes; use them for millions
+    of patches.
 
     Parameters
     ----------
@@ -75,23 +76,23 @@ def fit_mixture(
     passes
         How often every patch is used.
     batch_size
-        About how many patches make a step. All of them if not given.
+        The approximate number of patches per step; by default all.
     floor
-        The smallest eigenvalue of a C_k, as a part of the mean square of a pixel (about the average
-        patch, unless all means are zero).
+        The smallest eigenvalue of a C_k, as a fraction of the mean square of a pixel (after subtracting
+        the average patch, unless all means are zero).
     generator
-        Of the starting point and the order of the patches, on the CPU. Seed 0 if not given.
+        For the starting point and the order of the patches; on the CPU. Seed 0 by default.
 
     Raises
     ------
     InputError
-        If there are fewer patches than components, they are all alike, or a number is out of range.
+        If there are fewer patches than components, all patches are alike, or a number is out of range.
 
     Notes
     -----
-    Fails as all EM does: it ends in a local maximum. Compare several generators.
+    EM ends in a local maximum; compare several generators.
     """
-    generator = generator or torch.Generator().manual_seed(0)
+    generator = seeded(generator)
     batch_size = len(patches) if batch_size is None else batch_size
     if patches.ndim != 4 or not 1 <= components <= len(patches):
         raise InputError(
@@ -134,7 +135,7 @@ def fit_mixture(
     moments = _seed(seeding, components, zero_mean, generator)
     model = maximize(moments)
     trace: list[float] = []
-    batches = max(1, len(data) // batch_size)  # of equal size, as they have equal weight
+    batches = max(1, len(data) // batch_size)  # of equal size, since they have equal weight
     for _ in tqdm(range(passes), disable=not progress):
         for batch in torch.randperm(len(data), generator=generator).tensor_split(batches):
             found, log_likelihood = _expectation(model, centered, batch)
@@ -167,10 +168,10 @@ def _expectation(
 
 
 def _seed(v: Tensor, components: int, zero_mean: bool, generator: torch.Generator) -> Moments:
-    """Where EM starts: clusters around patches far from each other (k-means++), a bit rounder.
+    """Initialise EM: clusters around patches that are far from each other (k-means++), regularised.
 
-    The squared distance is |u - v|^2 or, where all means are zero and so the sign and the length of a
-    patch say what the component is, |u|^2 + |v|^2 - 2 (u'v)^2 / (|u| |v|).
+    The squared distance is |u - v|^2, or |u|^2 + |v|^2 - 2 (u'v)^2 / (|u| |v|) if all means are zero,
+    since the sign of a patch then does not matter.
 
     Reference: Arthur and Vassilvitskii, "k-means++", SODA 2007.
     """
@@ -195,7 +196,7 @@ def _seed(v: Tensor, components: int, zero_mean: bool, generator: torch.Generato
     pooled = sum(d.square().sum() for d in deviations) / len(v)
     second = torch.zeros(components, n, n, dtype=v.dtype)
     for k, d in enumerate(deviations):
-        # As if n more patches had been seen, alike in all directions, of the scale of this cluster.
+        # As if n isotropic patches with the scale of this cluster had been seen as well.
         scale = (d.square().sum() + pooled) / (len(d) + 1)
         covariance = (d.T @ d + scale * torch.eye(n)) / (len(d) + n)
         second[k] = zeroth[k] * (covariance + torch.outer(means[k], means[k]))

@@ -7,9 +7,9 @@ For a weight W of k axes with gradient G, and Q = (Q_1 .. Q_k) the eigenvectors 
     V   <- b_2 V + (1 - b_2) (Q' G)^2              Q' G: G turned along every axis
     W   <- W - rate Q (Q' M^ / (V^^(1/2) + eps))   ^: divided by 1 - b^t
 
-The pixels of a patch are strongly correlated, and so are the gradients of the filters on them. Adam
-scales every coordinate by itself and so cannot see this; here it works where the coordinates are
-uncorrelated. For the small matrices of a patch network that costs next to nothing.
+The pixels of a patch are strongly correlated, and so are the gradients of its filters. Adam scales every
+coordinate separately and ignores correlation; here it runs in a basis without correlation. For the small
+matrices of a patch network the extra cost is negligible.
 
 Reference: Vyas, Morwani, Zhao, Kwun, Shapira, Brandfonbrener, Janson and Kakade, "SOAP: Improving and
 Stabilizing Shampoo using Adam", ICLR 2025, algorithm 3 (here with M kept unturned, and for k axes).
@@ -27,9 +27,9 @@ STEPS_BETWEEN_BASES = 10
 
 
 class SOAP(torch.optim.Optimizer):
-    """The optimiser. Its state is tensors only: step, moments, and for each axis a C_i and a Q_i.
+    """The optimiser. Its state holds tensors only: step, moments, and C_i and Q_i for each axis.
 
-    The first gradient only finds the first basis; the weights then stay as they are.
+    The first gradient initialises the basis and does not change the weights.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ def _renew_basis(state: dict[str, Tensor], axis: int) -> None:
     image = correlation @ basis
     order = (basis * image).sum(0).argsort(descending=True)
     state["square"] = state["square"].index_select(axis, order)
-    # As it will be after a checkpoint: products round by the order of memory.
+    # The memory order after a checkpoint: it changes how products are rounded.
     state[f"basis_{axis}"] = torch.linalg.qr(image[:, order])[0].contiguous()
 
 
