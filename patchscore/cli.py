@@ -1,12 +1,11 @@
-"""The command line: patchscore denoise | train | demo | info."""
+"""The command line: patchscore denoise | adapt | train | demo | info."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,15 +27,14 @@ from patchscore.priors.prior import PatchPrior
 from patchscore.priors.zoo import bundled_priors, find_device, load_prior
 from patchscore.storage import check_destination
 
-# The noise levels that `train` takes when none are given, as fractions of the range of the images:
-# 3 to 60 for 8-bit photographs.
+# The default noise levels of `train`, as fractions of the range of the images: 3 to 60 for 8-bit ones.
 LOWEST_FRACTION, HIGHEST_FRACTION = 3 / 255, 60 / 255
 # Its schedule is that of the bundled priors.
 BATCH, LEARNING_RATE, WARMUP = 4, 8e-3, 100
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 if all went well, 1 if some images failed, 2 for input that cannot be used."""
+    """Run one command. Returns 0, or 1 if some images failed, or 2 if the input cannot be used."""
     options = _parser().parse_args(arguments)
     try:
         with warnings.catch_warnings():
@@ -69,12 +67,6 @@ def _parser() -> argparse.ArgumentParser:
         "--sigma", type=float, help="noise level in the unit of the file (default: estimated)"
     )
     clean.add_argument(
-        "--prior",
-        default="natural-gray",
-        metavar="NAME|FILE",
-        help=f"a prior file, or one of: {', '.join(bundled_priors())} (default: %(default)s)",
-    )
-    clean.add_argument(
         "--adapt",
         action="store_true",
         help="let the prior learn from each noisy image itself, for up to a minute",
@@ -86,38 +78,29 @@ def _parser() -> argparse.ArgumentParser:
         help="also write the posterior standard deviation of every pixel: TIFF or NPY, or a folder",
     )
     clean.add_argument(
-        "--samples", type=int, help="posterior samples behind the standard deviation (default: 16)"
+        "--samples", type=int, help="posterior samples for the standard deviation (default: 16)"
     )
-    clean.add_argument(
-        "--seed", type=int, default=0, help="of the adaptation and the samples (default: %(default)s)"
-    )
-    _add_device(clean)
-    clean.set_defaults(run=_denoise)
+    _add_common(clean, _denoise, "prior", "seed")
 
     move = commands.add_parser(
         "adapt",
         help="let a prior learn from noisy images of a new kind",
-        description="Let a prior learn from noisy images of a new kind, without any clean one, and save "
+        description="Let a prior learn from noisy images of a new kind, without clean ones, and save "
         "the result as a prior for all images of that kind.",
     )
-    move.add_argument("folder", metavar="FOLDER", type=Path, help="of noisy images")
+    move.add_argument("folder", metavar="FOLDER", type=Path, help="noisy images")
     move.add_argument("-o", "--output", metavar="PRIOR", type=Path, required=True)
     move.add_argument(
         "--sigma", type=float, help="noise level in the unit of the files (default: each estimated)"
     )
-    move.add_argument(
-        "--prior", default="natural-gray", metavar="NAME|FILE", help="default: %(default)s"
-    )
     move.add_argument("--minutes", type=float, default=5.0, help="at most (default: %(default)s)")
-    move.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    _add_device(move)
-    move.set_defaults(run=_adapt)
+    _add_common(move, _adapt, "prior", "seed")
 
     train = commands.add_parser(
         "train",
         help="train a prior on a folder of clean images",
-        description="Train a prior on a folder of clean images. A run that was stopped goes on where it "
-        "was when the same command is given again.",
+        description="Train a prior on a folder of clean images. To continue an interrupted run, give "
+        "the same command again.",
     )
     train.add_argument("folder", metavar="FOLDER", type=Path)
     train.add_argument("-o", "--output", metavar="PRIOR", type=Path, required=True)
@@ -137,20 +120,18 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--patch-size",
         type=int,
-        help="of a clique without convolutions (default: convolutions over patches of 15)",
+        help="size of the patches of a network without convolutions (default: with convolutions, 15)",
     )
     train.add_argument("--crop", type=int, default=64, help="side of the crops (default: %(default)s)")
-    train.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     train.add_argument(
         "--mixed-precision", action="store_true", help="bfloat16 products: faster where supported"
     )
-    _add_device(train)
-    train.set_defaults(run=_train)
+    _add_common(train, _train, "seed")
 
     demo = commands.add_parser(
         "demo",
         help="denoise a photograph, beside total variation and BM3D",
-        description="Add noise to a photograph that comes with scikit-image, remove it, and compare.",
+        description="Add noise to a photograph of scikit-image, remove it, and compare.",
     )
     demo.add_argument(
         "--sigma", type=float, default=25, help="noise level, of 255 (default: %(default)s)"
@@ -158,8 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--output", type=Path, default=Path("patchscore-demo.png"), help="default: %(default)s"
     )
-    _add_device(demo)
-    demo.set_defaults(run=_demo)
+    _add_common(demo, _demo)
 
     info = commands.add_parser("info", help="what a prior is and how it was trained")
     info.add_argument("prior", metavar="PRIOR", help="the name of a bundled prior, or a file")
@@ -167,27 +147,42 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_device(parser: argparse.ArgumentParser) -> None:
+def _add_common(
+    parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int], *options: str
+) -> None:
+    """What the command runs, and the options that several commands have."""
+    if "prior" in options:
+        parser.add_argument(
+            "--prior",
+            default="natural-gray",
+            metavar="NAME|FILE",
+            help=f"a prior file, or one of: {', '.join(bundled_priors())} (default: %(default)s)",
+        )
+    if "seed" in options:
+        parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
+    parser.set_defaults(run=run)
 
 
 def _denoise(options: argparse.Namespace) -> int:
     if options.sigma is not None:
         check_noise_level(options.sigma)
     if options.samples is not None and options.std is None:
-        raise InputError(
-            "--samples is for the standard deviation; say where to write it with --std OUT."
-        )
+        raise InputError("--samples is for the standard deviation; add --std OUT to write it.")
     prior = load_prior(options.prior, options.device)
     if not options.input.is_dir():
         _denoise_file(options.input, options.output, options.std, prior, options)
         return 0
     paths = image_files(options.input)
-    for folder in filter(None, (options.output, options.std)):
-        _check_folder(folder, options.input)
-    if options.std is not None and options.std.resolve() == options.output.resolve():
+    folders = [folder for folder in (options.output, options.std) if folder is not None]
+    for folder in folders:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{options.input} is a folder, so OUT must be one too; {folder} is a file.")
+        if folder.resolve() == options.input.resolve():
+            raise InputError(f"OUT is IN ({folder}): the originals would be lost; give another folder.")
+    if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError(f"--std OUT is OUT ({options.std}); give another folder.")
-    for folder in filter(None, (options.output, options.std)):
+    for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
     failures = []
     with tqdm(paths, unit="image") as bar:
@@ -198,20 +193,11 @@ def _denoise(options: argparse.Namespace) -> int:
                 _denoise_file(path, options.output / path.name, std, prior, options)
             except InputError as error:
                 failures.append(str(error))
+    if failures:
+        failures.append(f"{len(failures)} of {len(paths)} images could not be denoised.")
     for failure in failures:
         print(f"patchscore: {failure}", file=sys.stderr)
-    if failures:
-        print(
-            f"patchscore: {len(failures)} of {len(paths)} images could not be denoised.", file=sys.stderr
-        )
     return 1 if failures else 0
-
-
-def _check_folder(folder: Path, source: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{source} is a folder, so OUT must be one too; {folder} is a file.")
-    if folder.resolve() == source.resolve():
-        raise InputError(f"OUT is IN ({source}): the originals would be lost; give another folder.")
 
 
 def _denoise_file(
@@ -322,18 +308,35 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
-    prior = load_prior(options.prior, "cpu")
-    network = prior.network
-    print(f"{type(network).__name__}: {sum(p.numel() for p in network.parameters()):,} parameters")
-    print(f"assembly: {prior.assembly}    boundary: {prior.boundary}")
-    print("network: " + json.dumps(network.settings()))
-    for title, content in prior.card.items():
-        if title == SURPRISE_KEY:
-            print(f"{title}: knows what to expect of images")
-        elif isinstance(content, dict):
-            print(f"{title}:")
-            for name, value in content.items():
-                print(f"    {name}: {json.dumps(value)}")
-        else:
-            print(f"{title}: {content}")
+    for title, content in _facts(load_prior(options.prior, "cpu"), options.prior):
+        print(f"{title:14}{content}")
     return 0
+
+
+def _facts(prior: PatchPrior, name: str) -> Iterator[tuple[str, str]]:
+    """What a prior is and how it was trained, line by line."""
+    network, card = prior.network, prior.card
+    rows, columns = network.patch_shape
+    parameters = sum(p.numel() for p in network.parameters())
+    kinds = (("amplitude", prior.scale_invariant), ("brightness", network.brightness_invariant))
+    yield "prior", card.get("name", name)
+    yield "network", f"{type(network).__name__}, {parameters:,} parameters"
+    yield "sees", f"patches of {rows} x {columns} pixels, {network.channels} channel(s)"
+    yield "assembly", f"{prior.assembly}, boundary {prior.boundary}"
+    yield "invariant to", ", ".join(kind for kind, true in kinds if true) or "nothing"
+    if run := card.get("training"):
+        low, high = run["sigmas"]
+        yield "noise levels", f"{low:.4g} to {high:.4g} in the unit of its training images"
+        length = f"{run['steps']:,} steps in {run['seconds'] / 60:.0f} minutes"
+        yield "trained", f"{card['trained']}: {length} on {run['images']} images, {run['objective']}"
+    if stages := card.get("stages"):
+        total = sum(stage["steps"] for stage in stages)
+        yield "", f"{total:,} steps in all, in {len(stages)} stages of which this was the last"
+    for title in ("data", "terms"):
+        if title in card:
+            yield title, card[title]
+    for entry in card.get("adapted", []):
+        gain = f"estimated gain {100 * entry['gain']:.1f} +- {100 * entry['error']:.1f} % of the error"
+        yield "adapted", f"{entry['date']}: to {entry['images']} noisy image(s), {gain}"
+    known = SURPRISE_KEY in card
+    yield "surprise", "can be computed" if known else "not available (see patchscore.expect)"

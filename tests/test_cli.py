@@ -90,9 +90,9 @@ def test_a_folder_is_denoised_image_by_image(
     ("option", "clique"),
     [
         # 5 x 5 patches in two groups of eight: 2 x 25 + 2 x 2 x 8 weights, 2 + 2 biases, 2 to read out.
-        ("--patch-size 5", "ConvEnergy: 88 parameters"),
+        ("--patch-size 5", "ConvEnergy, 88 parameters"),
         # Three layers of two groups: 2 x 25 + 2 (2 x 16 x 9) weights, 3 x 2 biases, 2 to read out.
-        ("", "ConvEnergy: 634 parameters"),
+        ("", "ConvEnergy, 634 parameters"),
     ],
 )
 def test_training_from_a_folder_and_what_info_tells(

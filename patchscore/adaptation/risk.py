@@ -1,19 +1,19 @@
-"""What a denoiser costs on a noisy image whose truth is unknown, and how well that is known.
+"""The squared error of a denoiser, estimated without the clean image, and the accuracy of the estimate.
 
-For y = x + n with noise of sigma, D(y) = y + sigma^2 s(y, sigma) and its derivative J = dD/dy,
+For y = x + n with noise of level sigma, D(y) = y + sigma^2 s(y, sigma) and its derivative J = dD/dy,
 
     risk = |D - y|^2 - m sigma^2 + 2 sigma^2 tr J          E risk = E |D - x|^2             over m pixels
 
-(Stein 1981). Of two denoisers that differ by d = D' - D, the second is better by
+(Stein 1981). If D' = D + d is a second denoiser, it is better by
 
     gain = -d'(d + 2 (D - y)) - 2 sigma^2 tr dd/dy         = |D - x|^2 - |D' - x|^2 + error
     error = 2 (d'n - sigma^2 tr dd/dy)                     E error = 0
     E error^2 = 4 sigma^2 E |d|^2 + 4 sigma^4 E tr (dd/dy)^2
 
-(Stein's lemma, twice: Bellec and Zhang 2021, theorem 2.1): what two risks share cancels, so the smaller
-the change, the better is its gain known. Traces are taken by K probes b of random signs and central
-differences (Hutchinson; Ramani, Blu and Unser 2008), tr J ~ b' (D(y + e b) - D(y - e b)) / 2 e, which
-adds 8 sigma^4 |dd/dy|^2 / K to the square of the error.
+(Stein's lemma, twice: Bellec and Zhang 2021, theorem 2.1). What both risks share cancels, so the gain of
+a small change is known accurately. Traces use K probes b of random signs and central differences
+(Hutchinson; Ramani, Blu and Unser 2008), tr J ~ b' (D(y + e b) - D(y - e b)) / 2 e, which adds
+8 sigma^4 |dd/dy|^2 / K to the squared error.
 
 References: Stein, Annals of Statistics 9 (1981), theorem 1; Ramani, Blu and Unser, IEEE Trans. Image
 Processing 17 (2008), equation 14; Bellec and Zhang, Annals of Statistics 49 (2021), "Second-order
@@ -29,23 +29,23 @@ from torch import Tensor
 
 from patchscore.priors.prior import PatchPrior
 
-# Of sigma: far above the rounding of float32, far below where a denoiser bends.
+# A fraction of sigma: far above rounding in float32, far below the scale on which a denoiser bends.
 DIFFERENCE = 0.1
 
 
 class Response(NamedTuple):
-    """What a denoiser makes of an image, (1, C, H, W), and of its probes, J b: (K, C, H, W)."""
+    """The estimate of a denoiser, (1, C, H, W), and J b for its probes b, (K, C, H, W)."""
 
     estimate: Tensor
     moves: Tensor
 
 
 class Gain(NamedTuple):
-    """The fall of the squared error from one denoiser to another, and the square of its error bar.
+    """The decrease of the squared error from one denoiser to another, and its variance.
 
-    Both are sums over pixels in units of sigma^2, so those of several images add up; ``risk`` is the
-    squared error of the first one, by the same estimate, and ``pixels`` how many values were judged.
-    ``trace`` is tr dd/dy: if sigma^2 is wrong by a share of 2 e, the gain is by 4 e times it.
+    All are sums over pixels in units of sigma^2, so those of several images add up. ``risk`` is the
+    estimated squared error of the first denoiser, and ``pixels`` the number of values.
+    ``trace`` is tr dd/dy: a relative error e of sigma changes the gain by 4 e times the trace.
     """
 
     gain: float
@@ -63,9 +63,9 @@ def random_signs(count: int, like: Tensor, generator: torch.Generator) -> Tensor
 
 @torch.no_grad()
 def respond(prior: PatchPrior, y: Tensor, sigma: float, probes: Tensor) -> Response:
-    """D(y), and J b of every probe, for an image (1, C, H, W).
+    """D(y), and J b for every probe, for an image (1, C, H, W).
 
-    The estimate is the mean of those beside y, which saves an evaluation and differs in second order.
+    D(y) is approximated, to second order, by the mean over y +- e b, which saves an evaluation.
     """
     step = DIFFERENCE * sigma
     estimate = torch.zeros_like(y)
@@ -80,7 +80,7 @@ def respond(prior: PatchPrior, y: Tensor, sigma: float, probes: Tensor) -> Respo
 def estimated_gain(
     new: Response, old: Response, y: Tensor, sigma: float, probes: Tensor, where: Tensor
 ) -> Gain:
-    """How much better ``new`` is than ``old`` on the pixels ``where``, a mask (H, W)."""
+    """The gain of ``new`` over ``old`` on the pixels ``where``, a mask (H, W)."""
     mask = where.to(y)
     variance = sigma**2
     change = new.estimate - old.estimate

@@ -1,20 +1,20 @@
-"""How unlike the images that a prior was trained on is a noisy one, as a map and as a number.
+"""How unlike its training images a noisy image is for a prior, as a map and as a number.
 
-With the estimate d = y + sigma^2 s(y, sigma), G_k a Gaussian blur of k pixels and averages < > over a
-region, the image or a window, the prior and its noise level say of the region, in units of the noise:
+With the estimate d = y + sigma^2 s(y, sigma), a Gaussian blur G_k of k pixels, and averages < > over a
+region (the image or a window), the features of the region, in units of the noise, are
 
     c_k = log(< (d - G_k d)^2 > / sigma^2 + 0.01)     contrast of the estimate below k pixels
     e   = -< (y - G_16 y) s(y, sigma) >               local energy, for a Gaussian prior twice that of
                                                       the density; E e = 1 - tr G_16 / n under any prior
 
-f = (c_1, c_2, c_4, c_8, c_32, e) is compared with what regions of training images of the same c_16 have,
+f = (c_1, c_2, c_4, c_8, c_32, e) is compared with regions of training images that have the same c_16:
 f ~ N(m, D C D), where m and log D are quadratic in c_16. The surprise is the distance
 
     r^2 = (f - m)' (D C D)^-1 (f - m)
 
-The number is r of the image among the r of training images, each under a law fitted to others; the map
-is r of the window around each pixel. A prior that is invariant to amplitude has no unit in which a noise
-level could be looked up: the contrast c_16, in units of the noise, stands for it.
+The number ranks r of the image among the r of training images, each under a law fitted without it; the
+map shows r of the window around each pixel. A scale-invariant prior has no unit in which to look up a
+noise level, so the contrast c_16 in units of the noise takes its place.
 
 References: Stein, Annals of Statistics 9 (1981), lemma 1, for E e; Vovk, Gammerman and Shafer,
 "Algorithmic Learning in a Random World" (2005), chapter 2, and Barber, Candes, Ramdas and Tibshirani,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 KEY = "surprise"  # of the card of a prior
 SCALES = 16, 1, 2, 4, 8, 32
-FLOOR = 0.01  # contrasts below a hundredth of the noise's variance are errors of the estimate
+FLOOR = 0.01  # contrasts below a hundredth of the noise variance are only errors of the estimate
 WINDOW = 20.0  # of the map: the standard deviation of a Gaussian, in pixels
 SMALLEST = 64
 FOLDS = 5
@@ -52,14 +52,14 @@ LEVEL = 0.95
 
 
 class Law(NamedTuple):
-    """The features f of a region given its contrast c_16: a Gaussian, its parameters quadratic in c_16.
+    """The Gaussian distribution of the features f of a region, given its contrast c_16.
 
     Attributes
     ----------
-    bounds : of the c_16 seen; beyond them it is taken to be at the bound
-    mean, log_std : (3, 6) coefficients of m and of log D, the constant first
+    bounds : of c_16 in training; values beyond them are clipped
+    mean, log_std : (3, 6) coefficients of m and of log D as polynomials of c_16, the constant first
     covariance : (6, 6) C
-    mark : the distance r that five of a hundred training regions exceed
+    mark : the distance r that 5 % of training regions exceed
     """
 
     bounds: np.ndarray
@@ -69,7 +69,7 @@ class Law(NamedTuple):
     mark: float
 
     def distance(self, features: np.ndarray) -> np.ndarray:
-        """r: (..., 7) features, c_16 first, -> (...)."""
+        """r of features, c_16 first: (..., 7) -> (...)."""
         basis = self._basis(features[..., 0])
         z = (features[..., 1:] - basis @ self.mean) / np.exp(basis @ self.log_std)
         r: np.ndarray = np.sqrt((z * (z @ np.linalg.inv(self.covariance))).sum(-1))
@@ -77,7 +77,7 @@ class Law(NamedTuple):
 
     @classmethod
     def fit(cls, features: np.ndarray) -> Law:
-        """By least squares: (N, 7) -> a law, its mark that of the N regions themselves."""
+        """Fit by least squares to the features (N, 7) of N regions, which also give the mark."""
         bounds = np.quantile(features[:, 0], (0.002, 0.998))
         law = cls(bounds, np.zeros((3, 6)), np.zeros((3, 6)), np.eye(6), math.nan)
         basis, f = law._basis(features[:, 0]), features[:, 1:]
@@ -89,8 +89,8 @@ class Law(NamedTuple):
         law = law._replace(covariance=z.T @ z / len(z))
         if np.linalg.matrix_rank(law.covariance) < 6:
             raise InputError(
-                "contrasts and energies of these images do not vary enough to tell what is usual: give "
-                "more and other images, and a prior whose score is not zero."
+                "the contrasts and energies of these images do not vary enough to fit a law; give more "
+                "and different images, and a prior whose score is not zero."
             )
         return law._replace(mark=float(np.quantile(law.distance(features), LEVEL)))
 
@@ -100,11 +100,11 @@ class Law(NamedTuple):
 
 
 class Expectation(NamedTuple):
-    """What a prior expects of the images that it was trained on; made by :func:`expect`.
+    """What a prior expects of images like its training images; made by :func:`expect`.
 
     Attributes
     ----------
-    image, window : the laws of whole images, and of the windows of the map
+    image, window : the laws of whole images and of the windows of the map
     distances : (N,) r of training images under laws fitted without them, in increasing order
     """
 
@@ -113,7 +113,7 @@ class Expectation(NamedTuple):
     distances: np.ndarray
 
     def card(self) -> dict[str, Any]:
-        """All of it as JSON can hold it, 8 kB for 360 images, for ``prior.card["surprise"]``."""
+        """As JSON, for ``prior.card["surprise"]``; 8 kB for 360 images."""
         return {
             "image": [_plain(value, 10) for value in self.image],
             "window": [_plain(value, 10) for value in self.window],
@@ -135,13 +135,14 @@ class Surprise(NamedTuple):
     Attributes
     ----------
     map
-        (H, W) r of the window around each pixel, a Gaussian of 20 pixels, in units of its mark: 1 is
-        exceeded by 5 % of the windows of training images.
+        (H, W) r of the window around each pixel, a Gaussian of 20 pixels, in units of its mark: 5 % of
+        the windows of training images exceed 1.
     value
-        r of the whole image, in units of its mark: 1 is exceeded by 5 % of training images.
+        r of the whole image, in units of its mark: 5 % of training images exceed 1.
     p_value
-        (1 + the number of training images that surprise at least as much) / (1 + their number), at most
-        0.05 for 5 % of images like those. It ranks; :attr:`value` says how far off.
+        The conformal p-value (1 + number of training images with at least this r) / (1 + their number).
+        It is at most 0.05 for 5 % of images like the training images. It only ranks the image;
+        :attr:`value` says how far off it is.
     y : (H, W) the noisy image, the mean of its channels
     """
 
@@ -245,33 +246,33 @@ def expect(
     generator: torch.Generator | None = None,
     progress: bool = True,
 ) -> Expectation:
-    """Learn what is to be expected of images: of noisy ones like these, between two noise levels.
+    """Measure what to expect of noisy versions of images like these, between two noise levels.
 
-    Each image is taken ``draws`` times, at noise levels that are log-uniform. Of N images, the 95 % mark
-    is one that 5 % +- sqrt(0.0475 / N) of such images exceed. To keep the expectation with a prior:
-    ``prior.card["surprise"] = expect(prior, images, sigmas=...).card()``; it has to be made again when
-    the prior is trained further.
+    Each image is used ``draws`` times, at log-uniform noise levels. With N images, the 95 % mark is
+    exceeded by 5 % +- sqrt(0.0475 / N) of such images. To keep the expectation with a prior, set
+    ``prior.card["surprise"] = expect(prior, images, sigmas=...).card()``. It must be made again when the
+    prior is trained further.
 
     Parameters
     ----------
     prior
         Anything with a ``score``.
     images
-        Clean images as for :func:`patchscore.fit`, at least 20 of at least 64 x 64 pixels: those that
-        the prior learned from, or better, if there are enough, others like them.
+        Clean images as for :func:`patchscore.fit`, at least 20 of at least 64 x 64 pixels: the training
+        images of the prior or, better, others like them.
     sigmas
         The lowest and the highest noise level, in the unit of the images.
     draws
         Noise levels for each image.
     generator
-        Of the noise and its levels; seed 0 by default.
+        For the noise and its levels; seed 0 by default.
     progress
         Whether to show a bar.
 
     Raises
     ------
     InputError
-        If an image does not fit, there are too few or they are too much alike, or a noise level is not
+        If an image does not fit, the images are too few or too similar, or a noise level is not
         positive.
     """
     low, high = noise_level_range(sigmas)
@@ -281,8 +282,8 @@ def expect(
     data = training_images(images, channels=channels, smallest=SMALLEST)
     if len(data) < 20:
         raise InputError(
-            f"there are {len(data)} images; expected at least 20, since five of a hundred are to be "
-            "told from the others. Cut large images into several."
+            f"there are {len(data)} images; expected at least 20, to find the mark that 5 % of them "
+            "exceed. Cut large images into several."
         )
     whole, windows, numbers = [], [], []
     step = int(WINDOW)
@@ -302,7 +303,7 @@ def expect(
 
 
 def _expectation(whole: np.ndarray, windows: np.ndarray, numbers: np.ndarray) -> Expectation:
-    """From features of images, (N, 7), of windows, and the number of the image that each is of."""
+    """From the features of images, (N, 7), of windows, (M, 7), and the number of each image, (N,)."""
     distances = np.empty(len(whole))
     for fold in range(FOLDS):
         out = numbers % FOLDS == fold
@@ -332,7 +333,7 @@ def _features(prior: Score, noisy: NoisyImage) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _blur(x: np.ndarray, pixels: float) -> np.ndarray:
-    """G_k of (..., H, W) images mirrored at their borders, where cosines are its eigenvectors."""
+    """G_k of (..., H, W) images with half-sample reflection, for which cosines are eigenvectors."""
     from scipy.fft import dctn, idctn
 
     rows, columns = (np.square(np.pi * pixels * np.arange(n) / n) for n in x.shape[-2:])
@@ -343,7 +344,7 @@ def _blur(x: np.ndarray, pixels: float) -> np.ndarray:
 
 
 def _plain(values: Any, digits: int) -> Any:
-    """Numbers as lists, to so many digits."""
+    """Numbers as nested lists, rounded to so many digits."""
     if np.ndim(values) == 0:
         return float(f"{values:.{digits}g}")
     return [_plain(value, digits) for value in values]

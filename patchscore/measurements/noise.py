@@ -1,4 +1,4 @@
-"""What noise is in an image: its level, from the image alone.
+"""The noise level of an image, estimated from the image alone.
 
     sigma = median |d| / 0.6745,    d the finest diagonal wavelet coefficients
 
@@ -11,9 +11,9 @@ import numpy as np
 
 
 def estimated_sigma(array: np.ndarray, channel_axis: int | None = None) -> float:
-    """The noise level of an image, in its unit, averaged over channels; zero if it is only rounding.
+    """The noise level of an image, in its unit, averaged over channels; zero if there is only rounding.
 
-    Fails on fine texture, which it takes for noise, and on noise that is correlated, which it misses.
+    Too high on fine texture, and too low for correlated noise.
     """
     from skimage.restoration import estimate_sigma
 
