@@ -61,25 +61,13 @@ def _parser() -> argparse.ArgumentParser:
         description="Remove white Gaussian noise from an image, or from every image of a folder. PNG, "
         "JPEG, TIFF and NPY; the bit depth of the file is kept.",
     )
-    clean.add_argument("input", metavar="IN", type=Path, help="an image, or a folder of images")
-    clean.add_argument("output", metavar="OUT", type=Path, help="a file, or a folder if IN is one")
-    clean.add_argument(
-        "--sigma", type=float, help="noise level in the unit of the file (default: estimated)"
-    )
-    clean.add_argument(
-        "--adapt",
-        action="store_true",
-        help="let the prior learn from each noisy image itself, for up to a minute",
-    )
-    clean.add_argument(
-        "--std",
-        metavar="OUT",
-        type=Path,
-        help="also write the posterior standard deviation of every pixel: TIFF or NPY, or a folder",
-    )
-    clean.add_argument(
-        "--samples", type=int, help="posterior samples for the standard deviation (default: 16)"
-    )
+    add = clean.add_argument
+    add("input", metavar="IN", type=Path, help="an image, or a folder of images")
+    add("output", metavar="OUT", type=Path, help="a file, or a folder if IN is one")
+    add("--sigma", type=float, help="noise level in the unit of the file (default: estimated)")
+    add("--adapt", action="store_true", help="let the prior learn from each image, for up to a minute")
+    add("--std", metavar="OUT", type=Path, help="file or folder for the posterior standard deviation")
+    add("--samples", type=int, help="posterior samples for the standard deviation (default: 16)")
     _add_common(clean, _denoise, "prior", "seed")
 
     move = commands.add_parser(
@@ -88,12 +76,11 @@ def _parser() -> argparse.ArgumentParser:
         description="Let a prior learn from noisy images of a new kind, without clean ones, and save "
         "the result as a prior for all images of that kind.",
     )
-    move.add_argument("folder", metavar="FOLDER", type=Path, help="noisy images")
-    move.add_argument("-o", "--output", metavar="PRIOR", type=Path, required=True)
-    move.add_argument(
-        "--sigma", type=float, help="noise level in the unit of the files (default: each estimated)"
-    )
-    move.add_argument("--minutes", type=float, default=5.0, help="at most (default: %(default)s)")
+    add = move.add_argument
+    add("folder", metavar="FOLDER", type=Path, help="noisy images")
+    add("-o", "--output", metavar="PRIOR", type=Path, required=True, help="the adapted prior")
+    add("--sigma", type=float, help="noise level in the unit of the files (default: each estimated)")
+    add("--minutes", type=float, default=5.0, help="at most (default: %(default)s)")
     _add_common(move, _adapt, "prior", "seed")
 
     train = commands.add_parser(
@@ -102,30 +89,19 @@ def _parser() -> argparse.ArgumentParser:
         description="Train a prior on a folder of clean images. To continue an interrupted run, give "
         "the same command again.",
     )
-    train.add_argument("folder", metavar="FOLDER", type=Path)
-    train.add_argument("-o", "--output", metavar="PRIOR", type=Path, required=True)
-    train.add_argument(
-        "--sigmas",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="noise levels in the unit of the files (default: 3/255 to 60/255 of the images' range)",
-    )
+    add = train.add_argument
+    add("folder", metavar="FOLDER", type=Path, help="clean images")
+    add("-o", "--output", metavar="PRIOR", type=Path, required=True, help="the trained prior")
+    levels = "noise levels in the unit of the files (default: 3/255 to 60/255 of the images' range)"
+    add("--sigmas", type=float, nargs=2, metavar=("LOW", "HIGH"), help=levels)
     length = train.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=float, help="how long to train (default: 10)")
     length.add_argument("--steps", type=int, help="how many steps to train")
-    train.add_argument(
-        "--width", type=int, default=32, help="hidden units of a layer (default: %(default)s)"
-    )
-    train.add_argument(
-        "--patch-size",
-        type=int,
-        help="size of the patches of a network without convolutions (default: with convolutions, 15)",
-    )
-    train.add_argument("--crop", type=int, default=64, help="side of the crops (default: %(default)s)")
-    train.add_argument(
-        "--mixed-precision", action="store_true", help="bfloat16 products: faster where supported"
-    )
+    add("--width", type=int, default=32, help="hidden units of a layer (default: %(default)s)")
+    patch = "for a network without convolutions (default: convolutions over patches of 15)"
+    add("--patch-size", type=int, help=patch)
+    add("--crop", type=int, default=64, help="side of the crops (default: %(default)s)")
+    add("--mixed-precision", action="store_true", help="bfloat16 products: faster where supported")
     _add_common(train, _train, "seed")
 
     demo = commands.add_parser(
@@ -133,12 +109,9 @@ def _parser() -> argparse.ArgumentParser:
         help="denoise a photograph, beside total variation and BM3D",
         description="Add noise to a photograph of scikit-image, remove it, and compare.",
     )
-    demo.add_argument(
-        "--sigma", type=float, default=25, help="noise level, of 255 (default: %(default)s)"
-    )
-    demo.add_argument(
-        "--output", type=Path, default=Path("patchscore-demo.png"), help="default: %(default)s"
-    )
+    add = demo.add_argument
+    add("--sigma", type=float, default=25, help="noise level, of 255 (default: %(default)s)")
+    add("--output", type=Path, default=Path("patchscore-demo.png"), help="default: %(default)s")
     _add_common(demo, _demo)
 
     info = commands.add_parser("info", help="what a prior is and how it was trained")
@@ -152,12 +125,8 @@ def _add_common(
 ) -> None:
     """What the command runs, and the options that several commands have."""
     if "prior" in options:
-        parser.add_argument(
-            "--prior",
-            default="natural-gray",
-            metavar="NAME|FILE",
-            help=f"a prior file, or one of: {', '.join(bundled_priors())} (default: %(default)s)",
-        )
+        names = f"a prior file, or one of: {', '.join(bundled_priors())} (default: %(default)s)"
+        parser.add_argument("--prior", default="natural-gray", metavar="NAME|FILE", help=names)
     if "seed" in options:
         parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")

@@ -1,6 +1,6 @@
-"""Image files <-> arrays in the file's own dtype and unit: PNG, JPEG, TIFF and NPY.
+"""Read and write image files, PNG, JPEG, TIFF and NPY, in their own dtype and unit.
 
-The alpha and the ICC profile are kept, the orientation is applied, other metadata is dropped.
+The alpha channel and the ICC profile are kept, the orientation is applied, other metadata is dropped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from patchscore.storage import check_destination, replacing
 
 
 class ImageFile(NamedTuple):
-    """What a file holds: pixels (H, W) or (H, W, C), alpha (H, W), ICC profile."""
+    """The content of a file: pixels (H, W) or (H, W, C), alpha (H, W), ICC profile."""
 
     pixels: np.ndarray
     alpha: np.ndarray | None = None
@@ -46,17 +46,17 @@ SUFFIXES = tuple(_FORMATS)
 
 
 def read_image(path: str | Path) -> ImageFile:
-    """Read an image as it is meant to be seen, in the file's own dtype and unit.
+    """Read an image, upright, in the dtype and unit of the file.
 
-    Palettes become RGB; white-is-zero TIFFs are inverted, so that larger is brighter; of a phone's
-    several pictures in one JPEG, the first is taken. One channel comes as (H, W), except from an NPY
-    of shape (H, W, 1). The channels of an NPY are never an alpha.
+    Palettes become RGB, white-is-zero TIFFs are inverted so that larger is brighter, and a JPEG with
+    several pictures, as phones write them, gives the first. One channel is returned as (H, W), except
+    for an NPY of shape (H, W, 1). The channels of an NPY are never an alpha.
 
     Raises
     ------
     InputError
-        If the file is missing, empty, damaged, misnamed, of another format, or holds something other
-        than one image of 1 to 4 channels of numbers (a mask, a stack, CMYK, complex numbers, objects).
+        If the file is missing, empty, damaged, misnamed or of another format, or does not hold one image
+        of 1 to 4 numeric channels (but a mask, a stack, CMYK, complex numbers, objects).
     """
     path = Path(path)
     file_format = _format_of(path)
@@ -66,7 +66,7 @@ def read_image(path: str | Path) -> ImageFile:
         return read(path)
     except InputError:
         raise
-    except Exception as error:  # a decoder raises whatever damaged bytes lead it to
+    except Exception as error:  # damaged bytes can raise anything in a decoder
         raise InputError(
             f"{path} cannot be read: {error or repr(error)}. If it is damaged or cut short, get a fresh "
             f"copy; if not, save it again as a plain {file_format.name}."
@@ -74,15 +74,15 @@ def read_image(path: str | Path) -> ImageFile:
 
 
 def write_image(path: str | Path, image: ImageFile, *, dtype: DTypeLike) -> None:
-    """Write an image, whole or not at all, in the format that the suffix says.
+    """Write an image in the format of the suffix; an existing file is replaced only when all is written.
 
-    Integers are rounded and clipped to the range of ``dtype``, floats are cast; the unit is not
-    changed. JPEG has quality 95 and no chroma subsampling; an NPY drops the ICC profile.
+    For integers the values are rounded and clipped to the range of ``dtype``, for floats they are cast.
+    The unit is not changed. JPEG uses quality 95 and no chroma subsampling; NPY drops the ICC profile.
 
     Raises
     ------
     InputError
-        As :func:`check_writable`, or if the disk refuses.
+        As :func:`check_writable`, or if the system cannot write.
     """
     path = Path(path)
     check_writable(path, image, dtype=dtype)
@@ -118,7 +118,7 @@ def check_writable(path: str | Path, image: ImageFile, *, dtype: DTypeLike) -> N
 
 
 def image_files(folder: str | Path) -> list[Path]:
-    """List the image files of a folder by name, without hidden files and subfolders.
+    """The image files of a folder, sorted by name, without hidden files and subfolders.
 
     Raises
     ------
@@ -144,7 +144,7 @@ def _format_of(path: Path) -> _Format:
 
 
 def _check_content(path: Path, file_format: _Format) -> None:
-    """Check that the file is there and begins as its format does."""
+    """Check that the file exists and starts with the bytes of its format."""
     if not path.is_file():
         wrong = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
         raise InputError(f"{wrong}; give the name of an image file.")
@@ -155,7 +155,7 @@ def _check_content(path: Path, file_format: _Format) -> None:
     suffix = next((_STARTS[known] for known in _STARTS if start.startswith(known)), None)
     if suffix is None:
         raise InputError(
-            f"{path} holds no {file_format.name} data (it starts with {start!r}): it is damaged or "
+            f"{path} holds no {file_format.name} data (it starts with {start!r}), so it is damaged or "
             f"another kind of file; export it as {file_format.name}."
         )
     name = _FORMATS[suffix].name
@@ -164,7 +164,7 @@ def _check_content(path: Path, file_format: _Format) -> None:
 
 
 def _check_array(array: np.ndarray, name: str | Path) -> None:
-    """Check for one image of 1 to 4 channels of numbers."""
+    """Check that it is one image of 1 to 4 numeric channels."""
     if array.dtype.kind == "b":
         raise InputError(f"{name} is a 1-bit (boolean) image, a mask; expected at least 8-bit gray.")
     if array.dtype.kind not in "uif":
@@ -172,7 +172,7 @@ def _check_array(array: np.ndarray, name: str | Path) -> None:
     if array.ndim not in (2, 3) or array.shape[2:] > (4,):
         raise InputError(
             f"{name} has shape {array.shape}; expected one image, (H, W) or (H, W, C) with C from 1 to "
-            "4: put the channels last, and save each image of a stack by itself."
+            "4: put the channels last, and save the images of a stack separately."
         )
     if array.size == 0:
         raise InputError(f"{name} has shape {array.shape}: there are no pixels in it.")
@@ -181,7 +181,7 @@ def _check_array(array: np.ndarray, name: str | Path) -> None:
 def _image_file(
     path: Path, samples: np.ndarray, has_alpha: bool, profile: bytes | None, orientation: int
 ) -> ImageFile:
-    """Turn the samples upright by the tag's definition, and part the alpha from them."""
+    """Apply the orientation tag, and separate the alpha."""
     samples = samples.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else samples
     samples = samples[::-1] if orientation in (3, 4, 7, 8) else samples
     samples = samples[:, ::-1] if orientation in (2, 3, 6, 7) else samples
@@ -208,7 +208,7 @@ def _read_png(path: Path) -> ImageFile:
 
     with path.open("rb") as file, PngImageFile(path) as image:
         if image.n_frames > 1:
-            raise InputError(f"{path} is an animation; save one of its images by itself.")
+            raise InputError(f"{path} is an animation; save one of its images separately.")
         depth, colour = file.read(26)[24:]
         key = image.info.get("transparency")
         if colour == 3:
@@ -236,7 +236,7 @@ def _read_tiff(path: Path) -> ImageFile:
         page = file.pages.first
         size = page.imagelength * page.imagewidth * page.samplesperpixel
         if len(file.series) > 1 or file.series[0].size != size:
-            raise InputError(f"{path} holds several images or a volume; save one of them by itself.")
+            raise InputError(f"{path} holds several images or a volume; save one of them separately.")
         if max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))) > path.stat().st_size:
             raise EOFError("its end is missing")
         samples = page.asarray(squeeze=False)
@@ -268,7 +268,7 @@ def _read_npy(path: Path) -> ImageFile:
 
 
 def _misfit(file_format: _Format, image: ImageFile, dtype: np.dtype) -> str:
-    """Say what of the image the format cannot hold; nothing if it can hold it."""
+    """What the format cannot hold of the image, in words; empty if it can hold all."""
     _, dtypes, channels, alpha = file_format
     height, width, count = (*image.pixels.shape, 1)[:3]
     if dtype.name not in dtypes:

@@ -1,6 +1,6 @@
-"""Arrays, tensors and folders <-> the tensors that the library works on. Units are never changed.
+"""From arrays, tensors and folders to the (C, H, W) float tensors of a training set.
 
-At the door an image is a numeric array, (H, W) or with channels; inside it is a (C, H, W) float tensor.
+Units are never changed.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ ImageSource = np.ndarray | Tensor | Sequence[np.ndarray | Tensor] | str | Path
 
 
 def numeric_array(image: Any, *, name: str = "the image") -> np.ndarray:
-    """The image as a numeric array, as it came.
+    """The image as a numeric array with unchanged values.
 
     Raises
     ------
     InputError
-        For booleans, complex numbers, objects, text, no pixels, NaN or infinite pixels.
+        For booleans, complex numbers, objects or text, and for no, NaN or infinite pixels.
     """
     array = _to_numpy(image) if isinstance(image, Tensor) else np.asarray(image)
     if array.dtype.kind not in "uif":
         advice = {
-            "b": "a mask has no noise level; convert it with .astype(float) if it is meant as an image",
-            "c": "denoise the real and the imaginary part, or the magnitude, by themselves",
+            "b": "a mask has no noise level; convert it with .astype(float) if it is an image",
+            "c": "denoise the real and the imaginary part, or the magnitude, separately",
         }.get(array.dtype.kind, "expected integers or floating-point numbers")
         raise InputError(f"{name} has dtype {array.dtype}: {advice}.")
     if array.size == 0:
@@ -48,13 +48,13 @@ def numeric_array(image: Any, *, name: str = "the image") -> np.ndarray:
 def training_images(
     source: ImageSource, *, channels: int, smallest: int, constant: bool = False
 ) -> list[Tensor]:
-    """The images of a training set as (C, H, W) float tensors, each checked.
+    """Check the images of a training set, and return them as (C, H, W) float tensors.
 
     Raises
     ------
     InputError
-        Naming the image that is not finite, constant (unless it may be), smaller than ``smallest`` on a
-        side, or of another number of channels; or if there is none.
+        If an image, which is named, is not finite, is constant (unless ``constant``), is smaller than
+        ``smallest`` on a side or has other channels; or if there is no image.
     """
     images = []
     for name, array in _named_arrays(source):
@@ -78,36 +78,36 @@ def training_images(
             )
         if array.min() == array.max() and not constant:
             raise InputError(
-                f"{name} is constant ({array.min()} everywhere): there is nothing to learn from it, and "
-                "it is usually a sign of a failed export; leave it out."
+                f"{name} is constant ({array.min()} everywhere), usually because an export failed; "
+                "leave it out."
             )
         precise = array.dtype.kind != "f" or array.dtype.itemsize > 4
         array = array.astype(np.float64 if precise and array.dtype.itemsize > 2 else np.float32)
         images.append(torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))))
     if not images:
-        raise InputError("there are no images to train on.")
+        raise InputError("there are no images; give at least one.")
     return images
 
 
 def random_crop(images: Sequence[Tensor], crop: int, generator: torch.Generator) -> Tensor:
-    """A square of side ``crop`` at a random place of a random image: (C, crop, crop)."""
-    image = images[_below(len(images), generator)]
-    top, left = (_below(size - crop + 1, generator) for size in image.shape[-2:])
+    """A random square of a random image: (C, crop, crop)."""
+
+    def below(limit: int) -> int:
+        return int(torch.randint(limit, (), generator=generator))
+
+    image = images[below(len(images))]
+    top, left = (below(size - crop + 1) for size in image.shape[-2:])
     return image[:, top : top + crop, left : left + crop]
 
 
-def _below(limit: int, generator: torch.Generator) -> int:
-    return int(torch.randint(limit, (), generator=generator))
-
-
 def _to_numpy(tensor: Tensor) -> np.ndarray:
-    """Also of bfloat16, which numpy does not have."""
+    """The values as an array; bfloat16, which numpy does not have, becomes float32."""
     tensor = tensor.detach().cpu()
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def _named_arrays(source: ImageSource) -> Iterator[tuple[str, np.ndarray]]:
-    """Each image as a channels-last array, with the name that an error calls it by."""
+    """Each image as a channels-last array, with its name in error messages."""
     if isinstance(source, str | Path):
         from patchscore.files import image_files, read_image
 
@@ -116,7 +116,7 @@ def _named_arrays(source: ImageSource) -> Iterator[tuple[str, np.ndarray]]:
         return
     if isinstance(source, np.ndarray | Tensor) and source.ndim not in (3, 4):
         raise InputError(
-            f"the training images have shape {tuple(source.shape)}; expected an array (N, H, W) or "
+            f"the images have shape {tuple(source.shape)}; expected an array (N, H, W) or "
             "(N, H, W, C), a tensor (N, C, H, W), a list, or a folder."
         )
     items: Iterable[np.ndarray | Tensor] = source

@@ -402,6 +402,7 @@ def test_what_was_done_is_kept_with_the_prior(prior, noisy, tmp_path):
     assert again.card["adapted"][0] == entry
     assert report.decibels == pytest.approx(-10 * math.log10(1 - report.gain), rel=1e-12)
     assert str(report).startswith("adapted: ")
+    assert repr(report).startswith(f"Report(adapted, gain {100 * report.gain:.1f} +- ")
 
 
 @pytest.mark.parametrize(

@@ -485,7 +485,7 @@ def test_mask_with_a_transparent_colour(tmp_path):
 def test_animation(tmp_path):
     frames = [Image.fromarray(np.full((8, 8), level, np.uint8)) for level in (100, 200)]
     frames[0].save(tmp_path / "image.png", save_all=True, append_images=frames[1:])
-    with refuses(tmp_path / "image.png", "is an animation; save one of its images by itself"):
+    with refuses(tmp_path / "image.png", "is an animation; save one of its images separately"):
         read_image(tmp_path / "image.png")
 
 
@@ -501,7 +501,9 @@ def test_animation(tmp_path):
 )
 def test_stacks(tmp_path, options):
     tifffile.imwrite(tmp_path / "image.tif", noise((16, 16, 16)), **options)
-    with refuses(tmp_path / "image.tif", "holds several images or a volume; save one of them by itself"):
+    with refuses(
+        tmp_path / "image.tif", "holds several images or a volume; save one of them separately"
+    ):
         read_image(tmp_path / "image.tif")
 
 

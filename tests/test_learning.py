@@ -683,10 +683,10 @@ HOLE = np.where(np.arange(24) == 5, np.nan, GOOD)
         ([GOOD, GOOD + 1j], r"image 1 has dtype complex128"),
         ([GOOD, np.zeros((0, 5))], r"image 1 has shape \(0, 5\): there are no pixels"),
         ([torch.from_numpy(GOOD)[:, :5]], r"image 0 is 20 x 5 pixels, smaller than the crop of 9"),
-        ([], r"there are no images to train on"),
-        (np.zeros((0, 20, 24)), r"there are no images to train on"),
-        (GOOD, r"the training images have shape \(20, 24\); expected an array \(N, H, W\)"),
-        (GOOD[None, None, None], r"the training images have shape \(1, 1, 1, 20, 24\); expected"),
+        ([], r"there are no images"),
+        (np.zeros((0, 20, 24)), r"there are no images"),
+        (GOOD, r"the images have shape \(20, 24\); expected an array \(N, H, W\)"),
+        (GOOD[None, None, None], r"the images have shape \(1, 1, 1, 20, 24\); expected"),
     ],
 )
 def test_images_that_cannot_be_trained_on(images, message):

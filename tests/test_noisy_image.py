@@ -1,5 +1,6 @@
 """One image with its noise level, for every function that takes one: its doubt is passed on."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[Report]:
     found: list[Report] = []
 
     def limited(prior: ps.PatchPrior, y: object, *arguments: object, **options: object) -> ps.Adapted:
-        options = options | {"max_steps": 15, "max_seconds": 600.0, "progress": False}
+        options = options | {"max_steps": 15, "max_seconds": math.inf, "progress": False}
         result = adapt(prior, y, *arguments, **options)  # type: ignore[arg-type]
         found.append(result.report)
         return result
@@ -48,7 +49,7 @@ def test_an_estimated_level_is_not_taken_for_a_given_one(
     wall: np.ndarray, prior: ps.PatchPrior, reports: list[Report], tmp_path: Path
 ) -> None:
     """By denoise and by the command line: the doubt, and so the decision, are those of 10 %."""
-    limits = {"max_steps": 15, "max_seconds": 600.0, "progress": False}
+    limits = {"max_steps": 15, "max_seconds": math.inf, "progress": False}
     _, expected = adapt(prior, wall, **limits)
     _, told = adapt(prior, wall, estimated_sigma(wall), **limits)
     ratio = expected.checks[0].doubt / told.checks[0].doubt

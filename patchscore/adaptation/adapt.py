@@ -34,6 +34,7 @@ from patchscore.adaptation.search import Check, Search, SplitImage
 from patchscore.adaptation.surprise import KEY, SMALLEST, Surprise, surprise
 from patchscore.checks import check_counts, check_positive
 from patchscore.errors import InputError
+from patchscore.figures import counted
 from patchscore.images import ImageSource, training_images
 from patchscore.measurements.noisy_image import NoisyImage
 from patchscore.priors.prior import PatchPrior
@@ -92,7 +93,10 @@ class Report(NamedTuple):
         return "\n".join(lines)
 
     def __repr__(self) -> str:
-        return f"<Report: {self}>"
+        verdict = "adapted" if self.adapted else "not adapted"
+        gain = f", gain {100 * self.gain:.1f} +- {100 * self.error:.1f} %" if self.adapted else ""
+        parts = counted(self.steps, "step"), counted(len(self.warnings), "warning")
+        return f"Report({verdict}{gain}, {', '.join(parts)}, {self.seconds:.3g} s)"
 
 
 class Adapted(NamedTuple):
@@ -154,13 +158,15 @@ def adapt(
     Unreliable if the noise is not white and Gaussian or its level is wrong, because the risk estimate is
     then biased. The residual is tested for this, and clear violations are refused. Overestimating sigma
     by 10 % on fine texture is the hardest error to detect, and can cost up to 0.8 dB. Gains are largest
-    where structure repeats and where the image is unlike the training images of the prior. On an image
-    of few pixels a gain can rarely be told from chance.
+    where structure repeats and where the image is unlike the training images of the prior. On small
+    images a gain is rarely significant.
     """
     start = time.perf_counter()
     generator = seeded(generator)
     check_counts(max_steps=max_steps)
-    check_positive(max_seconds=max_seconds, learning_rate=learning_rate)
+    check_positive(learning_rate=learning_rate)
+    if not max_seconds > 0:
+        raise InputError(f"max_seconds is {max_seconds}; expected a positive number, or math.inf.")
     if sigma_error is not None and not 0 <= sigma_error < 1:
         raise InputError(
             f"sigma_error is {sigma_error}; expected a fraction of sigma, 0 if it is known exactly."

@@ -1,11 +1,11 @@
-"""A noisy image as it comes in: its pixels, its noise level, and how well that level is known.
+"""A noisy image: its pixels, its noise level, and how accurately that level is known.
 
     y = (pixels - offset) / unit          what a prior sees
-    pixels = unit x + offset              what its answer x means
+    unit x + offset                       its estimate x, in the unit of the image
 
 The unit is the noise level if the prior is invariant to amplitude, and the offset is the mean if it is
-invariant to brightness. Both change an estimate by no more than rounding, and let float32 serve for
-images in any unit.
+invariant to brightness; otherwise they are 1 and 0. They change estimates by rounding only, and make
+float32 accurate enough for images in any unit.
 """
 
 from __future__ import annotations
@@ -23,20 +23,23 @@ from patchscore.images import numeric_array
 from patchscore.measurements.noise import estimated_sigma
 from patchscore.protocols import Score
 
-# The relative error of a noise level that somebody gives, and of one that is estimated.
+# The relative error of a noise level that the user gives, and of an estimated one.
 GIVEN_ERROR, ESTIMATED_ERROR = 0.005, 0.1
 
 
 @dataclass(frozen=True, eq=False)
 class NoisyImage:
-    """A noisy image, made once by :meth:`of`; every function that takes an image takes this as well.
+    """A noisy image with its noise level, made by :meth:`of`.
+
+    :func:`patchscore.denoise`, :func:`patchscore.adapt` and :func:`patchscore.surprise` take it in place
+    of an array and a noise level.
 
     Attributes
     ----------
-    pixels : (C, H, W), in the dtype and the unit that they came in
+    pixels : (C, H, W), with the dtype and the unit of the input
     sigma : the noise level in that unit; 0 if it was estimated and no noise was found
-    sigma_error : how far off sigma may be, as a share of it
-    channel_axis : where the caller keeps the channels; None for (H, W)
+    sigma_error : the relative error of sigma
+    channel_axis : the axis of the channels in the input; None for (H, W)
     """
 
     pixels: np.ndarray
@@ -65,16 +68,16 @@ class NoisyImage:
         sigma_error
             Its relative error: by default 0.005 for a level that is given, 0.1 for an estimated one.
         name
-            What an error message calls the image.
+            The name of the image in error messages.
 
         Raises
         ------
         InputError
-            If the image is not numeric, not finite or of another shape, or sigma is not one positive
-            number; or for a noise level or channels beside a :class:`NoisyImage`, which has its own.
+            If the image is not numeric, not finite or of another shape; if sigma is not one positive
+            number; or if a :class:`NoisyImage` comes with another noise level or channel axis.
         """
         if isinstance(image, NoisyImage):
-            if (sigma, channel_axis, sigma_error) != (None, None, None):
+            if any(option is not None for option in (sigma, channel_axis, sigma_error)):
                 raise InputError(
                     "a NoisyImage has its own noise level and channels; leave out sigma, sigma_error "
                     "and channel_axis."
@@ -92,28 +95,28 @@ class NoisyImage:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of results: float32 for float16 and float32 pixels, else float64."""
+        """The dtype of results: float32 for float16 and float32 pixels, else float64."""
         return np.dtype(np.float32 if self.pixels.dtype in (np.float16, np.float32) else np.float64)
 
     def split(self, channels: int) -> list[NoisyImage]:
-        """The images that a prior for so many channels sees: this one, or each channel by itself.
+        """The images for a prior with so many channels: this one, or each channel for a gray prior.
 
-        Raises :class:`InputError` if the prior is for another number of channels, and not for one.
+        Raises :class:`InputError` if the channels do not fit.
         """
         if channels == len(self.pixels):
             return [self]
         if channels != 1:
             raise InputError(
                 f"the image has {len(self.pixels)} channel(s) and the prior {channels}; use a gray "
-                "prior (each channel is then denoised by itself) or one for as many channels."
+                "prior (each channel is then denoised separately) or one for as many channels."
             )
         return [NoisyImage(pixels[None], self.sigma, self.sigma_error) for pixels in self.pixels]
 
     def seen_by(self, prior: Score) -> Seen:
-        """The image as tensors for a prior, in its dtype and on its device.
+        """The image as a tensor for a prior, with its dtype and device.
 
-        A gray prior sees each channel as an image of its own. A score without a network sees all
-        channels together, in float64.
+        For a gray prior each channel is an image of the batch. A score without a network gets all
+        channels as one image, in float64.
 
         Raises :class:`InputError` if the channels do not fit.
         """
@@ -130,7 +133,7 @@ class NoisyImage:
         return Seen(self, y.view(batch, -1, *y.shape[1:]), self.sigma / unit, unit, offset)
 
     def to_array(self, values: np.ndarray) -> np.ndarray:
-        """(C, H, W) in the shape that the image came in."""
+        """(C, H, W) values in the shape of the input."""
         return values[0] if self.channel_axis is None else np.moveaxis(values, 0, self.channel_axis)
 
 
@@ -140,8 +143,8 @@ class Seen:
 
     Attributes
     ----------
-    image : what it was made of
-    y : (B, C, H, W) (pixels - offset) / unit; each channel an image of the batch for a gray prior
+    image : the noisy image
+    y : (B, C, H, W) (pixels - offset) / unit; for a gray prior each channel is an image of the batch
     sigma : the noise level of y
     unit, offset : of y, in the unit of the image
     """
@@ -153,13 +156,13 @@ class Seen:
     offset: float
 
     def estimate(self, x: Tensor) -> np.ndarray:
-        """Images like y, in the shape, the unit and the float type of the caller."""
+        """An estimate like y, in the unit and the shape of the input."""
         values = self._scaled(x)
         np.add(values, self.offset, out=values)
         return self.image.to_array(values)
 
     def deviation(self, x: Tensor) -> np.ndarray:
-        """Standard deviations of such images, which have no offset."""
+        """A standard deviation like y, in the unit and the shape of the input."""
         return self.image.to_array(self._scaled(x))
 
     def _scaled(self, x: Tensor) -> np.ndarray:
