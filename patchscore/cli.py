@@ -294,8 +294,10 @@ def _facts(prior: PatchPrior, name: str) -> Iterator[tuple[str, str]]:
     yield "assembly", f"{prior.assembly}, boundary {prior.boundary}"
     yield "invariant to", ", ".join(kind for kind, true in kinds if true) or "nothing"
     if run := card.get("training"):
-        low, high = run["sigmas"]
-        yield "noise levels", f"{low:.4g} to {high:.4g} in the unit of its training images"
+        in_bytes = "0..1" in card.get("data", "")
+        low, high = ((255 if in_bytes else 1) * level for level in run["sigmas"])
+        unit = "of 255" if in_bytes else "in the unit of its training images"
+        yield "noise levels", f"{low:.4g} to {high:.4g} {unit}"
         length = f"{run['steps']:,} steps in {run['seconds'] / 60:.0f} minutes"
         yield "trained", f"{card['trained']}: {length} on {run['images']} images, {run['objective']}"
     if stages := card.get("stages"):
