@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import math
+import pickle
 import sys
 from collections.abc import Callable
 from itertools import count
@@ -291,6 +292,12 @@ def test_a_chain_of_another_device_or_version_is_an_error(normal, tmp_path) -> N
     chain.save_tensors(path, tensors, {"draws": 3}, kind=chain.KIND)
     with pytest.raises(ps.InputError, match="another version of patchscore"):
         Chain.load(path)
+
+
+@pytest.mark.parametrize("name", ["Langevin", "reverse diffusion"])
+def test_a_chain_can_be_sent_to_another_process(name, normal) -> None:
+    found = sample(name, Bimodal(), normal(2, 1, 3, 3))
+    same(pickle.loads(pickle.dumps(found)), found)
 
 
 def test_more_steps_of_another_burn_in_or_thinning_find_their_room(normal) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -74,7 +73,7 @@ class Chain(NamedTuple):
     seconds: float
     reason: str
     generator_state: Tensor
-    memory: Mapping[str, Tensor] = MappingProxyType({})
+    memory: Mapping[str, Tensor] = {}
     independent: bool = False
 
     @classmethod

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import NamedTuple, get_args
 
 import torch
@@ -45,7 +44,7 @@ class State(NamedTuple):
     steps: int = 0
     burn_in: int = 0
     evaluations: int = 0
-    memory: Mapping[str, Tensor] = MappingProxyType({})
+    memory: Mapping[str, Tensor] = {}
 
 
 Step = Callable[[State, torch.Generator], State]
