@@ -73,11 +73,10 @@ def epll(
             f"noisy has shape {tuple(noisy.shape)}; expected (B, C, H, W) with the {mixture.channels} "
             "channels of the mixture."
         )
-    like = mixture.like
-    if noisy.dtype != like.dtype or noisy.device != like.device:
+    if noisy.dtype != mixture.dtype or noisy.device != mixture.device:
         raise InputError(
-            f"noisy is {noisy.dtype} on {noisy.device} and the mixture {like.dtype} on {like.device}; "
-            "move one of them: noisy.to(...) or mixture.to(...)."
+            f"noisy is {noisy.dtype} on {noisy.device} and the mixture {mixture.dtype} on "
+            f"{mixture.device}; move one of them: noisy.to(...) or mixture.to(...)."
         )
     if min(multiples, default=0) <= 0:
         raise InputError(f"multiples are {tuple(multiples)}; expected some positive numbers.")

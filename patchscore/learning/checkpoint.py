@@ -35,7 +35,7 @@ class TrainingState:
         self.settings = settings
         self.optimizer = optimizer(network.parameters())
         self.average = {name: p.detach().clone() for name, p in network.named_parameters()}
-        self.loss = torch.zeros(0, device=network.like.device)
+        self.loss = torch.zeros(0, device=network.device)
         self.step = 0
         self._seconds_before = 0.0
         self._started = time.monotonic()

@@ -150,7 +150,7 @@ def fit(
     data = training_images(images, channels=network.channels, smallest=crop)
     run = {
         "network": prior.network_settings(),
-        "dtype": str(network.like.dtype).removeprefix("torch."),
+        "dtype": str(network.dtype).removeprefix("torch."),
         "images": len(data),
         "digest": _digest(data),
         "sigmas": [low, high],
@@ -171,7 +171,7 @@ def fit(
         u = torch.rand(batch_size, generator=generator, dtype=torch.float64)
         sigma = low * (high / low) ** u
         like = view.network.like
-        with torch.autocast(like.device.type, torch.bfloat16, enabled=mixed_precision):
+        with torch.autocast(network.device.type, torch.bfloat16, enabled=mixed_precision):
             return objective(view, clean.to(like), sigma.to(like), generator=generator)
 
     before = copy.deepcopy(network.state_dict())
