@@ -1,4 +1,4 @@
-"""What is gained by learning from the noisy image itself?  python -m benchmarks.adaptation
+"""What is gained by learning from the noisy image itself?
 
     y = x + sigma z                              x in 0..255 (one factor for a set of another range)
     before, after = PSNR of the one-step estimate of the prior that was given, and of the adapted one
@@ -6,40 +6,35 @@
 on images of eight kinds, each adapted to by itself, with BM3D beside. With ``--sets``: 1, 3 or 10 noisy
 images of a kind are adapted to at once, and what came of it is used on other images of that kind, beside
 a prior that has learned from the same images without noise, in as many steps.
-
-Images are central crops of at most 256 x 256 pixels, but the first texture, document and CT slice are
-whole. They are chosen by content, or evenly spaced in the order of their names. A run that was stopped
-goes on where it was; after a change of code under one version number, delete the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
 import math
 import time
 import zlib
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import patchscore as ps
-from benchmarks.adaptation_jobs import GROUPS, Job, sets, single
-from benchmarks.data import NamedImage, prepare_table, read_table, write_table
-from benchmarks.quality import add_noise, prior_digest
-from benchmarks.speed import machine
+from benchmarks.adaptation_jobs import GROUPS, Lesson, sets, single
+from benchmarks.data import DATA_RANGE, NamedImage, add_noise, digest
+from benchmarks.machine import machine
+from benchmarks.methods import version_of
+from benchmarks.study import PRIOR, SEED, Job, Option, Study
+from benchmarks.tables import frame_of, markdown
 from patchscore.adaptation.adapt import Report, adapt
 from patchscore.adaptation.search import AVERAGE, CROP, WARMUP
 from patchscore.evaluation.baselines import bm3d
 from patchscore.evaluation.metrics import psnr
 
-RESULTS = Path("benchmarks/results")
-DATA_RANGE = 255.0
+RATE = 1e-3
 # Of learning from clean images where nothing could be learned from noisy ones.
 CLEAN_STEPS = 100
 
@@ -53,7 +48,7 @@ class Row(NamedTuple):
     learned_from, images : "itself", "noisy" or "clean" images, and how many
     rate, limit : the first learning rate, and the most seconds
     seed : of the noise and of the adaptation
-    version, input : of the code and the prior that was given; a digest of all clean images of the job
+    version, input : of the code and the prior that was given; a digest of all clean images of the lesson
     before, after, bm3d : PSNR in dB, of 255; bm3d is nan where it was not run
     adapted : 1 if the prior was changed
     gain, error : what adaptation reports, as shares of the mean squared error; nan for clean images
@@ -85,8 +80,7 @@ class Row(NamedTuple):
     machine: str
 
 
-KEY = Row._fields.index("before")
-Key = tuple[str | int | float, ...]
+Key = tuple[str, str, float, str, int, float, float, int, str, str]
 
 
 class Learned(NamedTuple):
@@ -103,80 +97,60 @@ class Learned(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What all jobs share."""
+    """What all lessons share."""
 
     prior: ps.PatchPrior
     seed: int
     limit: float
 
 
-def main() -> None:
-    """Measure one of the tables, and print its summary."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.adaptation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--sets", action="store_true", help="noisy images of a kind, beside clean ones")
-    parser.add_argument("--prior", default="natural-gray", metavar="NAME|FILE")
-    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=GROUPS, metavar="GROUP")
-    parser.add_argument("--sigmas", nargs="+", type=float, help="default: 15 25 50; 25 of other tables")
-    parser.add_argument("--seconds", type=float, default=60.0, help="the most, of one adaptation")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help=f"default: {RESULTS}/adaptation[-sets].csv")
-    options = parser.parse_args()
-
-    jobs_of = sets if options.sets else single
-    out = options.out or RESULTS / f"adaptation{'-sets' if options.sets else ''}.csv"
-    prepare_table(out)
-    sigmas = options.sigmas or ([25.0] if options.sets else [15.0, 25.0, 50.0])
+def jobs(options: argparse.Namespace) -> Iterator[Job]:
+    """The lessons of all groups at all noise levels."""
     settings = Settings(ps.load_prior(options.prior), options.seed, options.seconds)
-    jobs = [job for group in options.groups for sigma in sigmas for job in jobs_of(group, sigma)]
-    rows = measure(jobs, settings, out)
-    by = ("group", "sigma", "images", "learned_from") if options.sets else ("group", "sigma")
-    print(summary(rows, by))
+    lessons = sets if options.sets else single
+    for group in options.groups:
+        for sigma in options.sigmas or ((25.0,) if options.sets else (15.0, 25.0, 50.0)):
+            yield from jobs_of(list(lessons(group, sigma))[: options.images], settings)
 
 
-def measure(jobs: Sequence[Job], settings: Settings, out: Path) -> list[Row]:
-    """The rows of all jobs; those that the table holds are taken from it, others are written to it.
-
-    Raises :class:`InputError` if ``out`` is another kind of file.
-    """
-    table: dict[Key, Row] = {row[:KEY]: row for row in read_table(out, Row)}
-    version = f"patchscore {ps.__version__} prior {prior_digest(settings.prior)}"
-    rows = []
-    for job in tqdm(jobs, unit="job"):
-        keys = _keys(job, settings, version)
-        if not all(key in table for key in keys):
-            table |= zip(keys, run(job, keys, settings), strict=True)
-            write_table(out, Row._fields, sorted(table.values()))
-        rows += [table[key] for key in keys]
-    return rows
+def jobs_of(lessons: Sequence[Lesson], settings: Settings) -> Iterator[Job]:
+    """These lessons."""
+    version = version_of(settings.prior)
+    for lesson in lessons:
+        content = digest(*(image.pixels for image in (*lesson.shown, *lesson.tests)))
+        end = RATE, settings.limit, settings.seed, version, content
+        kinds = ("noisy", "clean") if lesson.also_clean else ("itself",)
+        keys: list[Key] = [
+            (lesson.group, image.name, lesson.sigma, kind, len(lesson.shown), *end)
+            for image in lesson.tests
+            for kind in kinds
+        ]
+        yield Job(partial(measure, lesson, keys, settings), keys)
 
 
-def run(job: Job, keys: Sequence[Key], settings: Settings) -> list[Row]:
+def measure(lesson: Lesson, keys: Sequence[Key], settings: Settings) -> list[Row]:
     """Learn, and denoise the tests with what was given and with what was learned."""
     here = machine()
     where = f"{here.processor}, {here.torch_threads} threads"
     adapted, report = adapt(
         settings.prior,
-        [_noisy(image, job.sigma, settings.seed) for image in job.shown],
-        job.sigma,
+        [_noisy(image, lesson.sigma, settings.seed) for image in lesson.shown],
+        lesson.sigma,
         generator=torch.Generator().manual_seed(settings.seed),
         max_seconds=settings.limit,
-        learning_rate=job.rate,
+        learning_rate=RATE,
         progress=False,
     )
     learned = [from_noisy(adapted, report)]
-    if job.also_clean:
-        learned.append(from_clean(job, report, settings))
+    if lesson.also_clean:
+        learned.append(from_clean(lesson, report, settings))
     rows: list[Row] = []
-    for image in job.tests:
-        y = _noisy(image, job.sigma, settings.seed)
-        before = _quality(image, ps.denoise(y, job.sigma, prior=settings.prior))
-        rival = _quality(image, bm3d(y, job.sigma)) if job.with_rival else math.nan
+    for image in lesson.tests:
+        y = _noisy(image, lesson.sigma, settings.seed)
+        before = _quality(image, ps.denoise(y, lesson.sigma, prior=settings.prior))
+        rival = _quality(image, bm3d(y, lesson.sigma)) if lesson.with_rival else math.nan
         for prior, *columns in learned:
-            after = _quality(image, ps.denoise(y, job.sigma, prior=prior))
+            after = _quality(image, ps.denoise(y, lesson.sigma, prior=prior))
             rows.append(Row._make((*keys[len(rows)], before, after, rival, *columns, where)))
     return rows
 
@@ -199,21 +173,21 @@ def from_noisy(prior: ps.PatchPrior, report: Report) -> Learned:
     )
 
 
-def from_clean(job: Job, report: Report, settings: Settings) -> Learned:
+def from_clean(lesson: Lesson, report: Report, settings: Settings) -> Learned:
     """Denoising score matching on the clean images, in as many steps as the search went on for."""
     steps = report.checks[-1].step if report.checks else CLEAN_STEPS
     start = time.perf_counter()
     prior = copy.deepcopy(settings.prior).requires_grad_()
-    clean = [image.pixels for image in job.shown]
+    clean = [image.pixels for image in lesson.shown]
     ps.fit(
         prior,
         clean,
-        sigmas=(job.sigma, job.sigma),
+        sigmas=(lesson.sigma, lesson.sigma),
         crop=min(CROP, *(side for pixels in clean for side in pixels.shape)),
         boundary="symmetric",
         steps=steps,
         batch_size=1,
-        learning_rate=job.rate,
+        learning_rate=RATE,
         warmup=WARMUP,
         average=AVERAGE,
         optimizer="soap",
@@ -225,56 +199,31 @@ def from_clean(job: Job, report: Report, settings: Settings) -> Learned:
     return Learned(prior.requires_grad_(False), 1, *unknown, steps, seconds)
 
 
-def summary(rows: Sequence[Row], by: Sequence[str]) -> str:
-    """A table in markdown of the mean gain, the worst image and the share adapted, by these columns."""
-    head = [
-        *by,
-        "rows",
-        "before",
-        "gain",
-        "worst",
-        "adapted",
-        "gain if adapted",
-        "estimated",
-        "BM3D gain",
+def summary(rows: Sequence[Row], options: argparse.Namespace) -> str:
+    """The mean gain, the worst image and the share adapted, by group and noise level."""
+    by = ["group", "sigma", *(["images", "learned_from"] if options.sets else [])]
+    lines = [
+        [*by, "rows", "before", "gain", "worst", "adapted", "gain if adapted", "estimated", "BM3D gain"]
     ]
-    lines = [head, ["---"] * len(head)]
-    groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault(tuple(str(getattr(row, column)) for column in by), []).append(row)
-    for names, group in groups.items():
-        gains = np.array([row.after - row.before for row in group])
-        adapted = np.array([bool(row.adapted) for row in group])
-        shares = [row.gain for row in group if row.adapted and row.gain < 1]
-        estimated = -10 * np.log10(1 - np.array(shares))
-        against = np.array([row.bm3d - row.before for row in group])
+    for names, found in frame_of(rows).groupby(by, sort=False):
+        gains = found.after - found.before
+        adapted = found.adapted.astype(bool)
+        shares = found.gain[adapted & (found.gain < 1)]
+        against = found.bm3d - found.before
         lines.append(
             [
-                *names,
-                str(len(group)),
-                f"{np.mean([row.before for row in group]):.2f}",
+                *map(str, names),
+                str(len(found)),
+                f"{found.before.mean():.2f}",
                 f"{gains.mean():+.2f}",
                 f"{gains.min():+.2f}",
-                f"{adapted.sum()} of {len(group)}",
+                f"{adapted.sum()} of {len(found)}",
                 f"{gains[adapted].mean():+.2f}" if adapted.any() else "",
-                f"{estimated.mean():+.2f}" if shares else "",
-                f"{against.mean():+.2f}" if np.isfinite(against).all() else "",
+                f"{(-10 * np.log10(1 - shares)).mean():+.2f}" if len(shares) else "",
+                f"{against.mean():+.2f}" if against.notna().all() else "",
             ]
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _keys(job: Job, settings: Settings, version: str) -> list[Key]:
-    """The first columns of the rows of a job, in their order."""
-    content = b"".join(image.pixels.tobytes() for image in (*job.shown, *job.tests))
-    digest = hashlib.sha256(content).hexdigest()[:12]
-    end = job.rate, settings.limit, settings.seed, version, digest
-    kinds = ("noisy", "clean") if job.also_clean else ("itself",)
-    return [
-        (job.group, image.name, job.sigma, kind, len(job.shown), *end)
-        for image in job.tests
-        for kind in kinds
-    ]
+    return markdown(lines)
 
 
 def _noisy(image: NamedImage, sigma: float, seed: int) -> np.ndarray:
@@ -286,5 +235,28 @@ def _quality(image: NamedImage, estimate: np.ndarray) -> float:
     return round(psnr(image.pixels, estimate, data_range=DATA_RANGE), 4)
 
 
-if __name__ == "__main__":
-    main()
+STUDY = Study(
+    "adaptation",
+    __doc__,
+    Row,
+    key=("group", "image", "sigma", "learned_from", "images", "rate", "limit"),
+    depends=("seed", "version", "input"),
+    jobs=jobs,
+    summary=summary,
+    options=(
+        Option("sets", False, "noisy images of a kind, beside clean ones"),
+        PRIOR,
+        Option("groups", GROUPS, "kinds of images", quick=("textures", "documents"), choices=GROUPS),
+        Option(
+            "sigmas",
+            (),
+            "noise levels, of 255; without it 15 25 50, and 25 with --sets",
+            (25.0,),
+            kind=float,
+        ),
+        Option("seconds", 60.0, "the most, of one adaptation", quick=5.0),
+        Option("images", None, "of every kind, at most", quick=1, kind=int),
+        SEED,
+    ),
+    variant="sets",
+)

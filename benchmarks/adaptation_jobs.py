@@ -1,22 +1,15 @@
-"""The jobs of :mod:`benchmarks.adaptation`, on images of eight kinds.
+"""The images of :mod:`benchmarks.adaptation`, of eight kinds.
 
-Images are chosen by content or evenly spaced. All are gray, in 0..255: sets of another range are scaled
-by one factor (:mod:`benchmarks.robustness.sets`). They are central crops of at most 256 x 256 pixels,
-but the first texture, document and CT slice are whole.
+They are chosen by content or evenly spaced, gray, and in 0..255 (:mod:`benchmarks.data`). They are
+central crops of at most 256 x 256 pixels, but the first texture, document and CT slice are whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from inspect import signature
 from typing import NamedTuple
 
-import numpy as np
-from skimage import data
-
-from benchmarks.data import NamedImage
-from benchmarks.robustness.sets import middle, test_images
-from patchscore.adaptation.adapt import adapt
+from benchmarks.data import NamedImage, bundled, middle, test_images
 from patchscore.evaluation.baselines import has_bm3d
 
 SIDE = 256
@@ -33,10 +26,9 @@ BUILDINGS = {"set12": ("02",), "bsd68": ("test021", "test022", "test044")}
 UNUSED_DOCUMENTS, SHOWN_DOCUMENTS = 2, 12
 COUNTS = 1, 3, 10
 TESTS_OF_A_SET = 4
-RATE: float = signature(adapt).parameters["learning_rate"].default
 
 
-class Job(NamedTuple):
+class Lesson(NamedTuple):
     """Images to adapt to at once, and those that the result is used on: all clean.
 
     ``also_clean`` asks for learning from the clean images as well, ``with_rival`` for BM3D.
@@ -46,18 +38,17 @@ class Job(NamedTuple):
     sigma: float
     shown: list[NamedImage]
     tests: list[NamedImage]
-    rate: float = RATE
     also_clean: bool = False
     with_rival: bool = False
 
 
-def single(group: str, sigma: float) -> Iterator[Job]:
+def single(group: str, sigma: float) -> Iterator[Lesson]:
     """Every test image of a group by itself."""
     for image in images(group):
-        yield Job(group, sigma, [image], [image], with_rival=has_bm3d())
+        yield Lesson(group, sigma, [image], [image], with_rival=has_bm3d())
 
 
-def sets(group: str, sigma: float) -> Iterator[Job]:
+def sets(group: str, sigma: float) -> Iterator[Lesson]:
     """Some images of a kind, for other images of that kind."""
     match group:
         case "MRI" | "CT":
@@ -71,7 +62,7 @@ def sets(group: str, sigma: float) -> Iterator[Job]:
         case _:
             return
     for count in COUNTS:
-        yield Job(group, sigma, shown[:count], tests, also_clean=True)
+        yield Lesson(group, sigma, shown[:count], tests, also_clean=True)
 
 
 def images(group: str) -> list[NamedImage]:
@@ -92,11 +83,6 @@ def images(group: str) -> list[NamedImage]:
         case _:
             return load(*SPACED[group])
     return [whole, *(NamedImage(name, middle(pixels, SIDE)) for name, pixels in others)]
-
-
-def bundled(*names: str) -> list[NamedImage]:
-    """Photographs that come with scikit-image."""
-    return [NamedImage(name, getattr(data, name)().astype(np.float64)) for name in names]
 
 
 def load(folder: str, count: int, side: int = SIDE) -> list[NamedImage]:

@@ -1,38 +1,47 @@
-"""Cliques side by side after equal training time: python -m benchmarks.architectures.
+"""Cliques side by side after equal training time.
 
-Every candidate learns from the images that :mod:`benchmarks.natural_gray` trains on, for the same
-minutes, and is measured on the images held out there (not on BSD68 or Set12). A candidate is on the
-Pareto front if none with at most its arithmetic reaches a higher PSNR at sigma 25. A run that was
-stopped goes on with the candidates that are missing in the table.
+Every candidate learns from the images that natural-gray is trained on, for the same minutes, and is
+measured on the images held out there (not on BSD68 or Set12). A candidate is on the Pareto front if none
+with at most its arithmetic reaches a higher PSNR at sigma 25.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import patchscore as ps
-from benchmarks.data import prepare_table, read_table, write_table
-from benchmarks.natural_gray import held_out_psnr, split, weighted_score_matching
-from patchscore.priors.energy import ConvEnergy
+from benchmarks.study import Job, Option, Study
+from benchmarks.tables import frame_of, markdown
+from benchmarks.throughput import multiply_adds
+from benchmarks.train import held_out_psnr, split, weighted_score_matching
 
 TIMED_SIDE = 512
 
 
 class Candidate(NamedTuple):
-    """A network, and how it is trained; what is not said is as for ``natural-gray``."""
+    """A potential, and how it is trained; a ``PatchEnergy`` has layers of one pixel after the first."""
 
-    build: Callable[[], ConvEnergy]
+    sides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    width: int
     optimizer: Literal["adam", "soap"] = "soap"
     learning_rate: float = 8e-3
+
+    @property
+    def clique(self) -> str:
+        """Which of the two names it has in the tables."""
+        return "PatchEnergy" if set(self.sides[1:]) == {1} else "ConvEnergy"
+
+    def build(self) -> ps.ConvEnergy:
+        """The network before training."""
+        return ps.ConvEnergy(self.sides, self.dilations, width=self.width)
 
 
 class Row(NamedTuple):
@@ -57,18 +66,18 @@ class Row(NamedTuple):
     psnr_25: float
     psnr_50: float
     microseconds_per_pixel: float
-    pareto: str
+    seed: int = 0
+    version: str = ""
 
 
 def conv(sides: str, dilations: str, width: int) -> Candidate:
     """A convolutional potential, with sides and dilations as digits."""
-    digits = [int(k) for k in sides], [int(d) for d in dilations]
-    return Candidate(partial(ConvEnergy, *digits, width=width))
+    return Candidate(tuple(map(int, sides)), tuple(map(int, dilations)), width)
 
 
 def plain(patch_size: int, width: int, depth: int = 2) -> Candidate:
     """A potential of all pixels of a patch."""
-    return Candidate(partial(ps.PatchEnergy, patch_size, 1, width, depth))
+    return Candidate((patch_size, *[1] * (depth - 1)), (1,) * depth, width)
 
 
 CANDIDATES = {
@@ -89,15 +98,23 @@ CANDIDATES = {
 }
 
 
-def measure(name: str, candidate: Candidate, minutes: float) -> Row:
+def jobs(options: argparse.Namespace) -> Iterator[Job]:
+    """One training of every candidate."""
+    version = f"patchscore {ps.__version__}"
+    for name in options.only:
+        job = partial(measure, name, options.minutes, options.seed, version)
+        yield Job(job, [(name, options.minutes, options.seed, version)])
+
+
+def measure(name: str, minutes: float, seed: int, version: str) -> list[Row]:
     """Train one candidate and measure it on the images held out."""
-    train, _ = split()
-    torch.manual_seed(0)
+    candidate = CANDIDATES[name]
+    torch.manual_seed(seed)
     network = candidate.build()
     prior = ps.PatchPrior(network)
     history = ps.fit(
         prior,
-        train,
+        split()[0],
         sigmas=(1 / 255, 60 / 255),
         crop=80,
         boundary="symmetric",
@@ -110,35 +127,32 @@ def measure(name: str, candidate: Candidate, minutes: float) -> Row:
         mixed_precision=True,
         progress=False,
     )
-    low, middle, high = held_out_psnr(prior)
-    sides, dilations = network.sides, network.dilations
-    return Row(
-        name,
-        type(network).__name__,
-        " ".join(map(str, sides)),
-        " ".join(map(str, dilations)),
-        network.patch_shape[0],
-        network.width,
-        len(sides),
-        8,
-        "gelu",
-        sum(p.numel() for p in network.parameters()),
-        macs_per_pixel(network),
-        candidate.optimizer,
-        candidate.learning_rate,
-        minutes,
-        len(history.loss),
-        round(low, 3),
-        round(middle, 3),
-        round(high, 3),
-        round(microseconds_per_pixel(prior), 3),
-        "",
-    )
-
-
-def macs_per_pixel(network: ConvEnergy) -> int:
-    """Products per pixel of the score: every weight once forward and once back."""
-    return 2 * sum(kernel.numel() for kernel in network.kernels())
+    low, middle, high = (round(value, 3) for value in held_out_psnr(prior))
+    return [
+        Row(
+            name,
+            candidate.clique,
+            " ".join(map(str, candidate.sides)),
+            " ".join(map(str, candidate.dilations)),
+            network.patch_shape[0],
+            candidate.width,
+            len(candidate.sides),
+            8,
+            "gelu",
+            sum(p.numel() for p in network.parameters()),
+            multiply_adds(prior),
+            candidate.optimizer,
+            candidate.learning_rate,
+            minutes,
+            len(history.loss),
+            low,
+            middle,
+            high,
+            round(microseconds_per_pixel(prior), 3),
+            seed,
+            version,
+        )
+    ]
 
 
 def microseconds_per_pixel(prior: ps.PatchPrior) -> float:
@@ -152,35 +166,28 @@ def microseconds_per_pixel(prior: ps.PatchPrior) -> float:
     return 1e6 * min(times) / TIMED_SIDE**2
 
 
-def with_front(rows: list[Row]) -> list[Row]:
-    """The rows in the order of their arithmetic, those on the Pareto front marked."""
-    rows = sorted(rows, key=lambda row: (row.macs_per_pixel, -row.psnr_25))
-    best = -np.inf
-    marked = []
-    for row in rows:
-        marked.append(row._replace(pareto="front" if row.psnr_25 > best else ""))
-        best = max(best, row.psnr_25)
-    return marked
+def summary(rows: Sequence[Row], options: argparse.Namespace) -> str:
+    """The candidates in the order of their arithmetic, those on the Pareto front marked."""
+    frame = frame_of(rows).sort_values(["macs_per_pixel", "psnr_25"], ascending=[True, False])
+    best = frame.psnr_25.cummax().shift(fill_value=-np.inf)
+    frame["pareto"] = np.where(frame.psnr_25 > best, "front", "")
+    for level in (15, 25, 50):
+        frame[f"PSNR at {level}"] = frame[f"psnr_{level}"].map("{:.2f}".format)
+    columns = ["candidate", "parameters", "macs_per_pixel", "PSNR at 15", "PSNR at 25", "PSNR at 50"]
+    return markdown(frame[[*columns, "steps", "microseconds_per_pixel", "pareto"]])
 
 
-def main() -> None:
-    """Train and measure the candidates that are missing, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=3.0, help="each (default: %(default)s)")
-    parser.add_argument("--only", nargs="+", choices=CANDIDATES, metavar="NAME", default=CANDIDATES)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/architectures.csv"))
-    options = parser.parse_args()
-    prepare_table(options.out)
-    rows = {(row.candidate, row.minutes): row for row in read_table(options.out, Row)}
-    for name in tqdm(options.only):
-        key = name, options.minutes
-        if key not in rows:
-            rows[key] = measure(name, CANDIDATES[name], options.minutes)
-            write_table(options.out, Row._fields, with_front(list(rows.values())))
-    for row in with_front(list(rows.values())):
-        quality = " ".join(f"{value:.2f}" for value in (row.psnr_15, row.psnr_25, row.psnr_50))
-        print(f"{row.candidate:24} {row.macs_per_pixel:>8} {quality} {row.steps:>6} {row.pareto}")
-
-
-if __name__ == "__main__":
-    main()
+STUDY = Study(
+    "architectures",
+    __doc__,
+    Row,
+    key=("candidate", "minutes"),
+    depends=("seed", "version"),
+    jobs=jobs,
+    summary=summary,
+    options=(
+        Option("minutes", 3.0, "of training each", quick=0.05),
+        Option("only", tuple(CANDIDATES), "candidates", quick=("patch 7, 64",), choices=CANDIDATES),
+        Option("seed", 0, "of the weights and of the training"),
+    ),
+)

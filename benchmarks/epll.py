@@ -1,4 +1,4 @@
-"""Expected patch log likelihood, trained and measured here: python -m benchmarks.epll.
+"""Expected patch log likelihood (EPLL), trained and measured here.
 
 A mixture of 200 zero-mean Gaussians on 2 million 8 x 8 patches of the 400 images of ``bsd400``, their
 means removed, and its PSNR and SSIM on ``bsd68``; Zoran and Weiss report 28.68 dB at noise level 25.
@@ -7,46 +7,34 @@ means removed, and its PSNR and SSIM on ``bsd68``; Zoran and Weiss report 28.68 
 from __future__ import annotations
 
 import argparse
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.data import gray_images
-from benchmarks.quality import DATA_RANGE, Method, averages, measure
-from patchscore import __version__
-from patchscore.errors import InputError
-from patchscore.evaluation.epll import epll
+import patchscore as ps
+from benchmarks import quality
+from benchmarks.data import DATA_RANGE, gray_images
+from benchmarks.methods import by_epll
+from benchmarks.study import SEED, SIGMAS, Job, Option, Study
 from patchscore.learning.mixture import MixtureFit, fit_mixture
-from patchscore.priors.mixture import GaussianMixture
-from patchscore.priors.prior import PatchPrior
 
 PATCH_SIZE = 8
+method = by_epll
 
 
-def main() -> None:
-    """Train the mixture if it is not there, and measure EPLL with it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mixture", type=Path, default=Path("epll.safetensors"))
-    parser.add_argument("--components", type=int, default=200, help="default: %(default)s")
-    parser.add_argument("--patches", type=int, default=2_000_000, help="default: %(default)s")
-    parser.add_argument("--passes", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--set", default="bsd68", help="default: %(default)s")
-    parser.add_argument("--sigmas", nargs="+", type=float, default=[15.0, 25.0, 50.0])
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/epll.csv"))
-    options = parser.parse_args()
-
+def jobs(options: argparse.Namespace) -> Iterator[Job]:
+    """Train the mixture if its file is not there, and measure EPLL with it."""
     if not options.mixture.exists():
         images = [image.pixels for image in gray_images("bsd400")]
         fit = train(images, options.components, patches=options.patches, passes=options.passes)
-        print("log likelihood per patch:", *(f"{value:.2f}" for value in fit.log_likelihood[::10]))
-        PatchPrior(fit.mixture, assembly="mean").save(options.mixture)
-    rows = measure([options.set], options.sigmas, [method(options.mixture)], seed=0, out=options.out)
-    for average in averages(rows):
-        print(f"sigma {average.sigma:g}: {average.psnr:.2f} dB, SSIM {average.ssim:.4f}")
+        ps.PatchPrior(fit.mixture, assembly="mean").save(options.mixture)
+    methods = [by_epll(options.mixture)]
+    for name in options.sets:
+        images_of_set = gray_images(name)[: options.images]
+        yield from quality.jobs_of(name, images_of_set, methods, options.sigmas, options.seed)
 
 
 def train(
@@ -58,7 +46,7 @@ def train(
     batch_size: int = 40_000,
     seed: int = 0,
 ) -> MixtureFit:
-    """Fit a mixture to random patches of images (H, W) in 0 .. 255; its unit is 1 for 255.
+    """Fit a mixture to random patches of images (H, W) in 0..255; its unit is 1 for 255.
 
     Every image gives the same number of patches. They are spread over their quantisation interval:
     patches of one gray value only would draw components of no variance at all.
@@ -77,24 +65,6 @@ def train(
     )
 
 
-def method(path: Path) -> Method:
-    """EPLL with the mixture of a file, as a method of the quality benchmark.
-
-    Raises :class:`InputError` if the file is not a Gaussian mixture.
-    """
-    mixture = PatchPrior.load(path).network
-    if not isinstance(mixture, GaussianMixture):
-        raise InputError(f"{path} is not a Gaussian mixture; train one with python -m benchmarks.epll.")
-
-    def run(noisy: np.ndarray, sigma: float, clean: np.ndarray) -> np.ndarray:
-        y = torch.from_numpy(noisy / DATA_RANGE).to(mixture.like)[None, None]
-        restored: np.ndarray = epll(y, sigma / DATA_RANGE, mixture)[0, 0].double().numpy() * DATA_RANGE
-        return restored
-
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    return Method("epll", f"patchscore {__version__} mixture {digest}", "mode", run)
-
-
 def _random_patches(image: np.ndarray, count: int, generator: torch.Generator) -> Tensor:
     pixels = torch.from_numpy(image).float()
     windows = pixels.unfold(0, PATCH_SIZE, 1).unfold(1, PATCH_SIZE, 1)
@@ -103,5 +73,22 @@ def _random_patches(image: np.ndarray, count: int, generator: torch.Generator) -
     return (patches + torch.rand(patches.shape, generator=generator) - 0.5) / DATA_RANGE
 
 
-if __name__ == "__main__":
-    main()
+STUDY = Study(
+    "epll",
+    __doc__,
+    quality.Row,
+    key=quality.STUDY.key,
+    depends=quality.STUDY.depends,
+    jobs=jobs,
+    summary=quality.summary,
+    options=(
+        Option("mixture", Path("epll.safetensors"), "the file of the mixture; trained if it is missing"),
+        Option("components", 200, "of the mixture", quick=20),
+        Option("patches", 2_000_000, "to train on", quick=20_000),
+        Option("passes", 5, "over the patches", quick=1),
+        Option("sets", ("bsd68",), "sets of gray photographs", quick=("set12",)),
+        SIGMAS,
+        Option("images", None, "of every set, at most", quick=1, kind=int),
+        SEED,
+    ),
+)

@@ -1,4 +1,4 @@
-"""How fast on a GPU: python -m benchmarks.gpu.
+"""How fast on a GPU, beside the rate of its matrix products.
 
     share = 2 multiply-adds per pixel * pixels / seconds / rate of bfloat16 matrix products
 
@@ -10,17 +10,17 @@ error is that of a score, largest difference over largest value, from the plain 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from benchmarks.data import prepare_table, write_table
+import patchscore as ps
+from benchmarks.study import Job, Option, Study
+from benchmarks.tables import frame_of, markdown
 from patchscore.errors import InputError
-from patchscore.priors.energy import ConvEnergy, PatchEnergy
 from patchscore.priors.engines.layers import Precision, field_score
 from patchscore.priors.engines.triton import Field, has_triton, tile_sizes
 from patchscore.priors.engines.triton_launch import Tiles
@@ -32,7 +32,6 @@ CHAINS = 10
 MATRIX_SIDE = 8192
 SIGMA = 0.1
 STEP = 1e-3
-OUT = Path("benchmarks/results/gpu.csv")
 
 
 class Row(NamedTuple):
@@ -40,6 +39,7 @@ class Row(NamedTuple):
 
     Attributes
     ----------
+    device, torch, rate : the GPU, the version of PyTorch, and operations of matrix products per second
     task : the size of the image, or the number of chains
     tiles : block x chunk, warps, stages
     milliseconds : per step, the median of some
@@ -47,6 +47,9 @@ class Row(NamedTuple):
     error : of the score of a small image; None where it was not measured
     """
 
+    device: str
+    torch: str
+    rate: float
     network: str
     task: str
     precision: str
@@ -54,35 +57,27 @@ class Row(NamedTuple):
     milliseconds: float
     share: float
     error: float | None
+    seed: int = 0
+    version: str = ""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print and write; 2 if there is nothing to measure on."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=20, help="per number (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=OUT, metavar="CSV", help="default: %(default)s")
-    options = parser.parse_args(arguments)
-    try:
-        check_gpu()
-        prepare_table(options.out)
-        rate = matrix_rate(options.repeats)
-        name = torch.cuda.get_device_name()
-        print(f"{name}, PyTorch {torch.__version__}: {rate / 1e12:.0f} TFLOP/s of bfloat16 products.\n")
-        rows = [row for network in networks() for row in measure(network, rate, options.repeats)]
-    except InputError as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        return 2
-    print("| network | task | precision | tiles | ms per step | of the rate | error |")
-    print("|---|---|---|---|---|---|---|")
-    for row in rows:
-        off = "" if row.error is None else f"{row.error:.1e}"
-        print(
-            f"| {row.network} | {row.task} | {row.precision} | {row.tiles} "
-            f"| {row.milliseconds:.2f} | {row.share:.1%} | {off} |"
-        )
-    columns = ["device", "torch", "rate", *Row._fields]
-    write_table(options.out, columns, [[name, torch.__version__, rate, *row] for row in rows])
-    return 0
+def jobs(options: argparse.Namespace) -> Iterator[Job]:
+    """Each network by itself; :class:`InputError` if there is nothing to measure on."""
+    check_gpu()
+    rate = matrix_rate(options.repeats)
+    for network in networks():
+        yield Job(partial(measure, network, rate, options.repeats))
+
+
+def summary(rows: Sequence[Row], options: argparse.Namespace) -> str:
+    """A line for every measurement."""
+    frame = frame_of(rows)
+    table = frame[["network", "task", "precision", "tiles"]].copy()
+    table["ms per step"] = frame.milliseconds.map("{:.2f}".format)
+    table["of the rate"] = frame.share.map("{:.1%}".format)
+    table["error"] = ["" if row.error is None else f"{row.error:.1e}" for row in rows]
+    device = {f"{r.device}, PyTorch {r.torch}: {r.rate / 1e12:.0f} TFLOP/s" for r in rows}
+    return f"{markdown(table)}\n\n{'; '.join(sorted(device))} of bfloat16 products."
 
 
 def check_gpu() -> None:
@@ -95,10 +90,10 @@ def check_gpu() -> None:
         )
 
 
-def networks() -> list[ConvEnergy]:
+def networks() -> list[ps.ConvEnergy]:
     """The network of ``natural-gray`` and the default convolutional one, with random weights."""
     generator = torch.Generator().manual_seed(0)
-    built: list[ConvEnergy] = [PatchEnergy(11, 1, 256, 2), ConvEnergy()]
+    built = [ps.PatchEnergy(11, 1, 256, 2), ps.ConvEnergy()]
     for network in built:
         network.requires_grad_(False)
         network.readout.normal_(generator=generator)
@@ -106,46 +101,53 @@ def networks() -> list[ConvEnergy]:
     return built
 
 
-def measure(network: ConvEnergy, rate: float, repeats: int) -> list[Row]:
+def measure(network: ps.ConvEnergy, rate: float, repeats: int) -> list[Row]:
     """All numbers of one network: tile sizes first, the rest with the fastest of them."""
-    name = "patches" if on_patches(network) else "convolutional"
-    operations = 2 * multiply_adds(network)
+    operations = 2 * sum(2 * kernel.numel() for kernel in network.kernels())
 
     def row(
-        task: str, images: Tensor, precision: Precision, tiles: Tiles | None, *, check: bool = False
+        task: str,
+        images: Tensor,
+        step: Callable[[], object],
+        precision: Precision = "bfloat16",
+        label: str = "",
+        error: float | None = None,
     ) -> Row:
-        step, label = step_of(network, precision, tiles)
-        milliseconds = milliseconds_of(lambda: step(images), repeats)
+        milliseconds = milliseconds_of(step, repeats)
         share = operations * images.numel() / (milliseconds / 1e3) / rate
-        error = error_of(network, step) if check else None
-        return Row(name, task, precision, label, milliseconds, share, error)
+        where = (
+            torch.cuda.get_device_name(),
+            torch.__version__,
+            rate,
+            "patches" if on_patches(network) else "convolutional",
+        )
+        version = f"patchscore {ps.__version__}"
+        return Row(*where, task, precision, label, milliseconds, share, error, version=version)
 
     large, small, chains = image(1, LARGE), image(1, SMALL), image(CHAINS, SMALL)
-    tried = []
-    for tiles in candidates(network):
+    rows, tried = [], []
+    settings: list[tuple[Precision, Tiles | None]] = [("bfloat16", t) for t in candidates(network)]
+    settings.append(("float32", None))
+    for precision, tiles in settings:
+        step, label = step_of(network, precision, tiles)
         try:
-            tried.append((row("3840 x 2160", large, "bfloat16", tiles, check=True), tiles))
+            error = error_of(network, step)
+            rows.append(row("3840 x 2160", large, partial(step, large), precision, label, error))
         except InputError:
             continue  # does not fit on this device
-    best = min(tried, key=lambda pair: pair[0].milliseconds)[1]
-    rows = [pair[0] for pair in tried]
-    rows.append(row("3840 x 2160", large, "float32", None, check=True))
-    rows.append(row("512 x 512", small, "bfloat16", best))
+        if tiles is not None:
+            tried.append((rows[-1].milliseconds, step, label))
+    _, step, label = min(tried, key=lambda one: one[0])
+    rows.append(row("512 x 512", small, partial(step, small), label=label))
     for count, images in ((1, small), (CHAINS, chains)):
-        step, label = step_of(network, "bfloat16", best)
-        milliseconds = milliseconds_of(langevin_step(step, images), repeats)
-        share = operations * images.numel() / (milliseconds / 1e3) / rate
-        rows.append(
-            Row(name, f"{count} chains of 512 x 512", "bfloat16", label, milliseconds, share, None)
-        )
+        advance = langevin_step(step, images)
+        rows.append(row(f"{count} chains of 512 x 512", images, advance, label=label))
     sigma = torch.full((1,), SIGMA, device=DEVICE)
-    milliseconds = milliseconds_of(lambda: plain_score(network, small, sigma), repeats)
-    share = operations * small.numel() / (milliseconds / 1e3) / rate
-    rows.append(Row(name, "512 x 512", "float32", "plain PyTorch", milliseconds, share, None))
-    return rows
+    plain = partial(plain_score, network, small, sigma)
+    return [*rows, row("512 x 512", small, plain, "float32", "plain PyTorch")]
 
 
-def candidates(network: ConvEnergy) -> list[Tiles]:
+def candidates(network: ps.ConvEnergy) -> list[Tiles]:
     """The sizes that would be taken, and others around them."""
     field = Field(network.layers(), "bfloat16")
     around = [
@@ -160,7 +162,7 @@ def candidates(network: ConvEnergy) -> list[Tiles]:
 
 
 def step_of(
-    network: ConvEnergy, precision: Precision, tiles: Tiles | None
+    network: ps.ConvEnergy, precision: Precision, tiles: Tiles | None
 ) -> tuple[Callable[[Tensor], Tensor], str]:
     """The score of images at SIGMA, and how the tiles are called."""
     field = Field(network.layers(), precision, tiles)
@@ -185,7 +187,7 @@ def langevin_step(step: Callable[[Tensor], Tensor], images: Tensor) -> Callable[
     return advance
 
 
-def error_of(network: ConvEnergy, step: Callable[[Tensor], Tensor]) -> float:
+def error_of(network: ps.ConvEnergy, step: Callable[[Tensor], Tensor]) -> float:
     """How far the score of a small image is from that of the plain path in float64."""
     x = image(1, (96, 101))
     sigma = torch.full((1,), SIGMA, device=DEVICE, dtype=torch.float64)
@@ -194,7 +196,7 @@ def error_of(network: ConvEnergy, step: Callable[[Tensor], Tensor]) -> float:
     return float((step(x) - exact).abs().max() / exact.abs().max())
 
 
-def plain_score(network: ConvEnergy, x: Tensor, sigma: Tensor) -> Tensor:
+def plain_score(network: ps.ConvEnergy, x: Tensor, sigma: Tensor) -> Tensor:
     """The score as PyTorch alone computes it."""
     return field_score(network.layers(), x, sigma, "symmetric")
 
@@ -220,14 +222,9 @@ def milliseconds_of(task: Callable[[], object], repeats: int) -> float:
     return float(torch.tensor(times).median())
 
 
-def on_patches(network: ConvEnergy) -> bool:
+def on_patches(network: ps.ConvEnergy) -> bool:
     """Whether it is a perceptron on patches, for which there is a kernel of its own."""
     return set(network.sides[1:]) <= {1}
-
-
-def multiply_adds(network: ConvEnergy) -> int:
-    """Per pixel, up and down."""
-    return 2 * sum(kernel.numel() for kernel in network.layers().kernels)
 
 
 def image(count: int, size: tuple[int, int]) -> Tensor:
@@ -237,5 +234,12 @@ def image(count: int, size: tuple[int, int]) -> Tensor:
     return ramp + SIGMA * torch.randn(count, 1, *size, device=DEVICE, generator=generator)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+STUDY = Study(
+    "gpu",
+    __doc__,
+    Row,
+    key=("device", "network", "task", "precision", "tiles"),
+    jobs=jobs,
+    summary=summary,
+    options=(Option("repeats", 20, "of every measurement", quick=3),),
+)

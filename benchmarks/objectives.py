@@ -11,18 +11,19 @@ on a test set with noise of that level.
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 import patchscore as ps
-from benchmarks.data import gray_images
-from benchmarks.quality import add_noise
-from patchscore.evaluation.metrics import psnr
+from benchmarks.data import add_noise, gray_images, psnrs
+from benchmarks.study import SEED, Job, Option, Study
+from benchmarks.tables import frame_of, markdown
 from patchscore.learning.matching import denoising_score_matching, noise2score, sure
 
-SEED = 0
 # Numbers of training images start far from those of test images, so that no noise is shared.
 FIRST_TRAINING_NUMBER = 1_000_000
 OBJECTIVES = {
@@ -32,54 +33,77 @@ OBJECTIVES = {
 }
 
 
-class Result(NamedTuple):
-    """One objective: what its prior reaches, and what it cost."""
+class Row(NamedTuple):
+    """One objective: the mean PSNR that its prior reaches, and the seconds of its training."""
 
+    train: str
+    test: str
+    sigma: float
     objective: str
     psnr: float
     steps: int
     seconds: float
+    seed: int = 0
+    version: str = ""
 
 
-def compare_objectives(*, train: str, test: str, sigma: float, steps: int) -> list[Result]:
-    """Train with every objective on one set and measure on another; PSNR in dB, of 255.
-
-    Raises
-    ------
-    InputError
-        If a set cannot be loaded, or the noise level or the number of steps is not positive.
-    """
-    clean = [image.pixels for image in gray_images(train)]
-    noisy = [
-        add_noise(image, sigma, seed=SEED, number=FIRST_TRAINING_NUMBER + number)
-        for number, image in enumerate(clean)
-    ]
-    results = []
-    for name, objective in OBJECTIVES.items():
-        torch.manual_seed(SEED)
-        prior = ps.PatchPrior(ps.PatchEnergy(patch_size=9, width=128))
-        history = ps.fit(
-            prior,
-            clean if objective is denoising_score_matching else noisy,
-            sigmas=(sigma, sigma),
-            steps=steps,
-            objective=objective,
-            generator=torch.Generator().manual_seed(SEED),
+def jobs(options: argparse.Namespace) -> Iterator[Job]:
+    """One training with every objective."""
+    version = f"patchscore {ps.__version__}"
+    for name in OBJECTIVES:
+        start = Row(
+            options.train, options.test, options.sigma, name, 0, options.steps, 0, options.seed, version
         )
-        results.append(Result(name, _psnr(prior, test, sigma), steps, history.seconds))
-    return results
+        yield Job(partial(measure, start), [(*start[:4], options.steps, options.seed, version)])
 
 
-def _psnr(prior: ps.PatchPrior, test: str, sigma: float) -> float:
-    return float(
-        np.mean(
-            [
-                psnr(
-                    clean,
-                    ps.denoise(add_noise(clean, sigma, seed=SEED, number=number), sigma, prior=prior),
-                    data_range=255,
-                )
-                for number, (_, clean) in enumerate(gray_images(test))
-            ]
-        )
+def measure(start: Row) -> list[Row]:
+    """Train on one set and measure on another."""
+    images = [image.pixels for image in gray_images(start.train)]
+    objective = OBJECTIVES[start.objective]
+    if objective is not denoising_score_matching:
+        images = [
+            add_noise(image, start.sigma, seed=start.seed, number=FIRST_TRAINING_NUMBER + number)
+            for number, image in enumerate(images)
+        ]
+    torch.manual_seed(start.seed)
+    prior = ps.PatchPrior(ps.PatchEnergy(patch_size=9, width=128))
+    history = ps.fit(
+        prior,
+        images,
+        sigmas=(start.sigma, start.sigma),
+        steps=start.steps,
+        objective=objective,
+        generator=torch.Generator().manual_seed(start.seed),
     )
+    test = [image.pixels for image in gray_images(start.test)]
+    found = psnrs(test, partial(ps.denoise, prior=prior), start.sigma, seed=start.seed)
+    return [start._replace(psnr=float(found.mean()), seconds=history.seconds)]
+
+
+def summary(rows: Sequence[Row], options: argparse.Namespace) -> str:
+    """A line for every objective."""
+    frame = frame_of(rows)
+    table = frame[["objective", "test", "sigma"]].copy()
+    table["PSNR"] = frame.psnr.map("{:.2f} dB".format)
+    table["steps"] = frame.steps
+    table["seconds"] = frame.seconds.map("{:.0f}".format)
+    return f"{markdown(table)}\n\nOne-step estimates; the seconds are those of training."
+
+
+STUDY = Study(
+    "objectives",
+    __doc__,
+    Row,
+    key=("train", "test", "sigma", "objective", "steps"),
+    depends=("seed", "version"),
+    jobs=jobs,
+    summary=summary,
+    options=(
+        Option("train", "bsd400", "set to train on", quick="set12"),
+        Option("test", "bsd68", "set to measure on", quick="set12"),
+        Option("sigma", 25.0, "noise level, of 255"),
+        Option("steps", 1500, "of training", quick=30),
+        SEED,
+    ),
+)

@@ -1,4 +1,4 @@
-"""How large should a patch be? Patches from 3 x 3 pixels to the whole image, learned in equal time.
+"""How large should a patch be? From 3 x 3 pixels to the whole image, learned in equal time.
 
     steps = seconds / (seconds per step)      of one core, not of a clock
     over 9 = mean over images of (PSNR of a size - PSNR of 9 x 9 patches)
@@ -17,16 +17,17 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from benchmarks.data import gray_images, prepare_table, read_table, write_table
+import patchscore as ps
+from benchmarks import data as sets
+from benchmarks.data import add_noise, gray_images
 from benchmarks.patch_size_networks import (
     NINE,
     SIDE,
@@ -39,9 +40,9 @@ from benchmarks.patch_size_networks import (
     denoised,
     trained,
 )
-from benchmarks.quality import add_noise
-from benchmarks.robustness import sets
 from benchmarks.robustness.training import NETWORK_RANGE
+from benchmarks.study import Job, Option, Study
+from benchmarks.tables import frame_of, markdown, read_table, write_table
 from patchscore.errors import InputError
 from patchscore.evaluation.metrics import psnr, ssim
 
@@ -49,7 +50,6 @@ TILED_SIDE = 3 * SIDE
 RATES = 3e-3, 1e-2, 3e-2
 UNET_RATES = 1e-3, 3e-3, 1e-2
 SHARE_OF_A_TRIAL = 1 / 3
-OUT = Path("benchmarks/results/patch-size.csv")
 
 
 class Domain(NamedTuple):
@@ -120,9 +120,7 @@ class Row(NamedTuple):
     over_nine: float
     over_nine_error: float
     image_psnr: str
-
-
-Line = TypeVar("Line", Row, Cost)
+    version: str = ""
 
 
 def lessons(domains: Sequence[str], *, seeds: int, seconds: float) -> list[Lesson]:
@@ -219,35 +217,51 @@ def measure(lesson: Lesson, *, rate: float, steps: int, nine: Sequence[Row]) -> 
                     round(similarity, 4),
                     *_mean_and_error(values - other),
                     " ".join(f"{value:.3f}" for value in values),
+                    f"patchscore {ps.__version__}",
                 )
             )
     return rows
 
 
-def run(todo: Sequence[Lesson], path: Path) -> list[Row]:
-    """Measure all that the tables beside ``path`` do not have yet; they are written after every lesson.
+def jobs(options: argparse.Namespace) -> Iterator[Job]:
+    """All trainings; :class:`InputError` if there is no time or no seed."""
+    if not 0 < options.seconds < math.inf or options.seeds < 1:
+        raise InputError("--seconds and --seeds are positive numbers.")
+    torch.set_num_threads(1)
+    todo = lessons(options.domains, seeds=options.seeds, seconds=options.seconds)
+    yield from jobs_of(todo[: options.trainings], options.out)
 
-    Raises
-    ------
-    InputError
-        If a table is of another kind, or images are missing.
-    """
-    rows, costs = read(path, Row), {cost[:2]: cost for cost in read(cost_path(path), Cost)}
-    for lesson in tqdm(todo, unit="training"):
-        if any(_lesson_of(row) == lesson for row in rows):
-            continue
-        candidate = lesson.candidate
-        if candidate not in costs:
-            costs[candidate] = cost(candidate)
-            write_table(cost_path(path), Cost._fields, list(costs.values()))
-        steps = max(1, round(lesson.seconds / costs[candidate].seconds_per_step))
-        same = [row for row in rows if _setting(_lesson_of(row)) == _setting(lesson)]
-        rate = same[0].rate if same else chosen_rate(lesson, steps)
-        nine = lesson._replace(candidate=NINE)
-        beside = [row for row in rows if _lesson_of(row) == nine]
-        rows += measure(lesson, rate=rate, steps=steps, nine=beside)
-        write_table(path, Row._fields, rows)
-    return rows
+
+def jobs_of(todo: Sequence[Lesson], path: Path) -> Iterator[Job]:
+    """These trainings, those of 9 x 9 patches before others of their setting; rows go to ``path``."""
+    for lesson in todo:
+        domain = DOMAINS[lesson.domain]
+        start = lesson.domain, *lesson.candidate, lesson.images, lesson.seed, lesson.seconds
+        keys = [
+            (*start, test_set, sigma, f"patchscore {ps.__version__}")
+            for test_set in (domain.train_set, *domain.shifted)
+            for sigma in domain.sigmas
+        ]
+        yield Job(partial(run, lesson, path), keys)
+
+
+def run(lesson: Lesson, path: Path) -> list[Row]:
+    """Choose the steps and the learning rate, train, and measure beside the rows that ``path`` holds."""
+    steps = max(1, round(lesson.seconds / cost_of(lesson.candidate, path).seconds_per_step))
+    rows = read_table(path, Row)
+    same = [row for row in rows if _setting(_lesson_of(row)) == _setting(lesson)]
+    rate = same[0].rate if same else chosen_rate(lesson, steps)
+    nine = [row for row in rows if _lesson_of(row) == lesson._replace(candidate=NINE)]
+    return measure(lesson, rate=rate, steps=steps, nine=nine)
+
+
+def cost_of(candidate: Candidate, path: Path) -> Cost:
+    """What a network costs: from the table that belongs to ``path``, or measured into it."""
+    costs = {found[:2]: found for found in read_table(cost_path(path), Cost)}
+    if candidate not in costs:
+        costs[candidate] = cost(candidate)
+        write_table(cost_path(path), Cost._fields, list(costs.values()))
+    return costs[candidate]
 
 
 def cost_path(path: Path) -> Path:
@@ -255,59 +269,27 @@ def cost_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}-cost{path.suffix}")
 
 
-def read(path: Path, kind: type[Line]) -> list[Line]:
-    """Read a table; nothing if there is no file. Raises InputError for another kind of file."""
-    return read_table(path, kind, "the patch-size study")
-
-
 def image_psnr(row: Row) -> np.ndarray:
     """The PSNR of every test image."""
     return np.array(row.image_psnr.split(), dtype=float)
 
 
-def summary(rows: Sequence[Row]) -> list[list[str]]:
-    """Lines for a table: PSNR in distribution and shifted, and what it is over 9 x 9 patches, in dB.
+def summary(rows: Sequence[Row], options: argparse.Namespace | None = None) -> str:
+    """PSNR in distribution and shifted, and what it is over 9 x 9 patches, in dB.
 
     Means over test sets, noise levels and seeds.
     """
     lines = [
         ["images of", "number", "network", "width", "in distribution", "over 9", "shifted", "over 9"]
     ]
-    for domain, size, width, count in dict.fromkeys((*row[:3], row.images) for row in rows):
-        found = [row for row in rows if (*row[:3], row.images) == (domain, size, width, count)]
-        cells = []
+    by = ["domain", "size", "width", "images"]
+    for (domain, size, width, count), found in frame_of(rows).groupby(by, sort=False):
+        cells = [domain, str(count), size, str(width)]
         for shifted in (0, 1):
-            some = [row for row in found if row.shifted == shifted]
-            cells.append(f"{np.mean([row.psnr for row in some]):.2f}")
-            cells.append(f"{np.mean([row.over_nine for row in some]):+.2f}")
-        lines.append([domain, str(count), size, str(width), *cells])
-    return lines
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run, going on where a run was stopped, and print the summary; 2 for unusable input."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.patch_size", description=__doc__)
-    parser.add_argument("--domains", nargs="+", choices=DOMAINS, default=list(DOMAINS))
-    parser.add_argument(
-        "--seconds", type=float, default=8.0, help="of a training (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seeds", type=int, default=2, help="with the fewest images (default: %(default)s)"
-    )
-    parser.add_argument("--out", type=Path, default=OUT, metavar="CSV", help="default: %(default)s")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    try:
-        if not 0 < options.seconds < math.inf or options.seeds < 1:
-            raise InputError("--seconds and --seeds are positive numbers.")
-        prepare_table(options.out)
-        todo = lessons(options.domains, seeds=options.seeds, seconds=options.seconds)
-        head, *body = summary(run(todo, options.out))
-    except InputError as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        return 2
-    print("\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *body)))
-    return 0
+            some = found[found.shifted == shifted]
+            cells += [f"{np.mean(some.psnr.array):.2f}", f"{np.mean(some.over_nine.array):+.2f}"]
+        lines.append(cells)
+    return markdown(lines)
 
 
 def _lesson_of(row: Row) -> Lesson:
@@ -331,5 +313,17 @@ def _mean_and_error(values: np.ndarray) -> tuple[float, float]:
     return round(float(values.mean()), 3), round(error, 3)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+STUDY = Study(
+    "patch-size",
+    __doc__,
+    Row,
+    key=("domain", "size", "width", "images", "seed", "seconds", "test_set", "sigma"),
+    jobs=jobs,
+    summary=summary,
+    options=(
+        Option("domains", tuple(DOMAINS), "kinds of images", quick=("phantoms",), choices=DOMAINS),
+        Option("seconds", 8.0, "of one core, of a training", quick=1.0),
+        Option("seeds", 2, "with the fewest images", quick=1),
+        Option("trainings", None, "only the first so many", quick=2, kind=int),
+    ),
+)

@@ -16,11 +16,8 @@ lies in the span of its filters, so with 64 it could take 64 / 1024 of the noise
 from __future__ import annotations
 
 import math
-import multiprocessing
-import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -29,9 +26,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import patchscore as ps
+from benchmarks.machine import in_fresh_process, peak_bytes, processor
 from benchmarks.robustness.training import LEVELS
-from benchmarks.speed import machine
-from patchscore.errors import InputError
 from patchscore.evaluation.networks import UNetScore, WholeImagePrior
 
 PATCHES = 3, 5, 7, 9, 13, 17, 25
@@ -159,7 +155,7 @@ def cost(candidate: Candidate) -> Cost:
         float(f"{(long - short) / 20:.3g}"),
         float(f"{min(rounds) / x.numel() * 1e6:.3g}"),
         round(megabytes(candidate), 1),
-        machine().processor,
+        processor(),
     )
 
 
@@ -168,12 +164,7 @@ def megabytes(candidate: Candidate) -> float:
 
     Raises :class:`InputError` where processes cannot be forked from a small server, as on Windows.
     """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        raise InputError("the peak of memory can be measured on Linux and macOS only.")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([])
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_megabytes_here, candidate).result()
+    return in_fresh_process(_megabytes_here, candidate)
 
 
 def denoised(prior: Prior, noisy: np.ndarray, sigma: float) -> np.ndarray:
@@ -194,13 +185,10 @@ def _seconds_of_training(candidate: Candidate, images: list[np.ndarray], steps: 
 
 
 def _megabytes_here(candidate: Candidate) -> float:
-    import resource
-
     torch.set_num_threads(1)
-    unit = 1 if sys.platform == "darwin" else 1024
     images = list(np.random.default_rng(0).standard_normal((BATCH, SIDE, SIDE)))
     for size in ("3", UNET):  # what every training holds, such as libraries, is no cost of this one
         trained(Candidate(size, GROUP), images, rate=1e-3, steps=3, seed=0)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_bytes()
     trained(candidate, images, rate=1e-3, steps=3, seed=0)
-    return unit * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e6
+    return (peak_bytes() - before) / 1e6

@@ -1,4 +1,4 @@
-"""Images of one disk: the maximum of the posterior beside the posterior mean, total variation and BM3D.
+"""MAP, Tweedie, total variation and BM3D on images of one disk.
 
     y = x + sigma z,    z ~ N(0, I)
     Tweedie    y + sigma^2 s(y, sigma)
@@ -14,8 +14,10 @@ Reference: J. A. Fessler, "Score-based priors for image reconstruction" (talk, 2
 
 from __future__ import annotations
 
+import argparse
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +27,9 @@ import torch
 from torch import Tensor
 
 import patchscore as ps
-from benchmarks.quality import add_noise
+from benchmarks.data import add_noise
+from benchmarks.study import Job, Option, Study
+from benchmarks.tables import frame_of, markdown
 from patchscore.errors import InputError
 from patchscore.evaluation.baselines import bm3d, has_bm3d, total_variation_oracle
 from patchscore.evaluation.metrics import psnr
@@ -59,7 +63,6 @@ class Estimate(NamedTuple):
 
     method: str
     images: np.ndarray
-    version: str
     levels: str = ""
     steps: int | None = None
     falls: Sequence[int | None] = ()
@@ -85,11 +88,59 @@ class Row(NamedTuple):
     version: str
 
 
-class Difference(NamedTuple):
-    """The mean of paired differences, and its standard error."""
+def jobs(options: argparse.Namespace) -> Iterator[Job]:
+    """Train what is not there yet; then every method on all test phantoms at every noise level.
 
-    mean: float
-    error: float
+    Raises :class:`InputError` if there are fewer than two images, or a file is not a prior.
+    """
+    if options.images < 2:
+        raise InputError(f"images is {options.images}; a standard error needs at least 2 test phantoms.")
+    trained = train(options.weights, minutes=options.minutes, seed=options.seed)
+    yield from jobs_of(trained, options.sigmas, images=options.images, seed=options.seed)
+
+
+def jobs_of(
+    priors: Sequence[Trained], sigmas: Sequence[float], *, images: int, seed: int
+) -> Iterator[Job]:
+    """Every method; BM3D where it is installed."""
+    methods: list[tuple[tuple[str, ...], str, Callable[..., Iterator[Estimate]]]] = [
+        (("noisy",), f"numpy {np.__version__}", _noisy),
+        (BASELINES[:1], f"scikit-image {version('scikit-image')}", _by_total_variation),
+    ]
+    if has_bm3d():
+        methods.append((BASELINES[1:], f"bm3d {version('bm3d')}", _by_bm3d))
+    for name, prior, code in priors:
+        names = tuple(f"{kind}, {name}" for kind in ("Tweedie", "MAP", "annealed MAP"))
+        methods.append((names, code, partial(_by_prior, prior=prior, names=names)))
+    for sigma in sigmas:
+        for names, code, run in methods:
+            keys = [(image, sigma, name, seed, code) for name in names for image in range(images)]
+            yield Job(partial(measure, run, sigma, images, seed, code), keys)
+
+
+def measure(
+    run: Callable[..., Iterator[Estimate]], sigma: float, images: int, seed: int, code: str
+) -> list[Row]:
+    """The rows of one method or prior."""
+    clean = phantoms(images, TEST, seed)
+    contrasts = clean.amax((1, 2, 3)) - clean.amin((1, 2, 3))
+    y = noisy(clean, sigma, TEST, seed)
+    return [
+        Row(
+            number,
+            round(float(contrasts[number]), 4),
+            sigma,
+            estimate.method,
+            round(value, 4),
+            estimate.levels,
+            estimate.steps,
+            estimate.falls[number] if estimate.falls else None,
+            seed,
+            code,
+        )
+        for estimate in run(clean, y, sigma, seed)
+        for number, value in enumerate(_psnrs(clean, estimate.images))
+    ]
 
 
 def train(folder: Path, *, minutes: float, seed: int) -> list[Trained]:
@@ -126,67 +177,28 @@ def train(folder: Path, *, minutes: float, seed: int) -> list[Trained]:
     return trained
 
 
-def measure(priors: Sequence[Trained], sigmas: Sequence[float], *, images: int, seed: int) -> list[Row]:
-    """Every method on every test phantom at every noise level; BM3D where it is installed.
-
-    Raises
-    ------
-    InputError
-        If there are fewer than two images, or a noise level is not positive.
-    """
-    if images < 2:
-        raise InputError(f"images is {images}; a standard error needs at least 2 test phantoms.")
-    clean = phantoms(images, TEST, seed)
-    contrasts = clean.amax((1, 2, 3)) - clean.amin((1, 2, 3))
-    return [
-        Row(
-            number,
-            round(float(contrasts[number]), 4),
-            sigma,
-            estimate.method,
-            round(value, 4),
-            estimate.levels,
-            estimate.steps,
-            estimate.falls[number] if estimate.falls else None,
-            seed,
-            estimate.version,
-        )
-        for sigma in sigmas
-        for estimate in _estimates(priors, clean, sigma, seed)
-        for number, value in enumerate(_psnrs(clean, estimate.images))
-    ]
-
-
-def difference(rows: Sequence[Row], sigma: float, method: str, baseline: str) -> Difference:
-    """PSNR of a method less that of a baseline, over the same images, in dB."""
-    values = {(row.image, row.method): row.psnr for row in rows if row.sigma == sigma}
-    pairs = [
-        value - values[image, baseline] for (image, name), value in values.items() if name == method
-    ]
-    return Difference(float(np.mean(pairs)), float(np.std(pairs, ddof=1) / np.sqrt(len(pairs))))
-
-
-def table(rows: Sequence[Row]) -> list[list[str]]:
-    """Lines of text: noise level, method, levels, mean PSNR and the differences from the baselines."""
-    groups: dict[tuple[float, str, str], list[float]] = {}
-    for row in rows:
-        groups.setdefault((row.sigma, row.method, row.levels), []).append(row.psnr)
-    methods = {row.method for row in rows}
-    return [
-        [
-            f"{sigma:g}",
-            method,
-            levels,
-            f"{np.mean(values):.2f}",
-            *(
-                "{:+.2f} ± {:.2f}".format(*difference(rows, sigma, method, baseline))
-                if baseline in methods - {method}
-                else ""
-                for baseline in BASELINES
-            ),
-        ]
-        for (sigma, method, levels), values in groups.items()
-    ]
+def summary(rows: Sequence[Row], options: argparse.Namespace) -> str:
+    """The mean PSNR of every method, and the paired differences from the baselines."""
+    frame = frame_of(rows)
+    lines = [["sigma", "method", "levels / sigma", "PSNR", *(f"over {name}" for name in BASELINES)]]
+    for sigma, found in frame.groupby("sigma", sort=False):
+        wide = found.pivot(index="image", columns="method", values="psnr")
+        for (method, levels), values in found.groupby(["method", "levels"], sort=False):
+            cells = [f"{sigma:g}", method, levels, f"{values.psnr.mean():.2f}"]
+            for baseline in BASELINES:
+                if baseline == method or baseline not in wide:
+                    cells.append("")
+                    continue
+                gaps = wide[method] - wide[baseline]
+                cells.append(f"{gaps.mean():+.2f} ± {gaps.sem():.2f}")
+            lines.append(cells)
+    counted = frame[frame.falls.notna()]
+    return (
+        f"{markdown(lines)}\n\nPSNR in dB, averaged over {frame.image.nunique()} phantoms; differences "
+        f"are paired, with their standard errors.\nWith a potential MAP took "
+        f"{counted.steps.sum():.0f} steps, image by image; its objective fell in "
+        f"{counted.falls.sum():.0f} of them."
+    )
 
 
 def phantoms(count: int, which: int, seed: int) -> Tensor:
@@ -235,33 +247,38 @@ def best_share(prior: ps.PatchPrior, sigma: float, seed: int) -> float:
     return max(SHARES, key=quality)
 
 
-@torch.no_grad()
-def _estimates(priors: Sequence[Trained], clean: Tensor, sigma: float, seed: int) -> Iterator[Estimate]:
-    y = noisy(clean, sigma, TEST, seed)
-    cases = [(a.numpy(), b.numpy()) for a, b in zip(y[:, 0], clean[:, 0], strict=True)]
+def _noisy(clean: Tensor, y: Tensor, sigma: float, seed: int) -> Iterator[Estimate]:
+    yield Estimate("noisy", y[:, 0].numpy())
 
-    yield Estimate("noisy", y[:, 0].numpy(), f"numpy {np.__version__}")
-    by_tv = np.stack([total_variation_oracle(a, sigma, b) for a, b in cases])
-    yield Estimate(BASELINES[0], by_tv, f"scikit-image {version('scikit-image')}")
-    if has_bm3d():
-        by_bm3d = np.stack([bm3d(a, sigma) for a, _ in cases])
-        yield Estimate(BASELINES[1], by_bm3d, f"bm3d {version('bm3d')}")
-    for name, prior, code in priors:
-        yield Estimate(f"Tweedie, {name}", prior.denoise(y, sigma)[:, 0].numpy(), code)
-        share = best_share(prior, sigma, seed)
-        for kind, shares in (
-            ("MAP", [share]),
-            ("annealed MAP", geometric_levels(FIRST_SHARE, share, ANNEALING_LEVELS)),
-        ):
-            solution = maximum(prior, y, sigma, shares)
-            yield Estimate(
-                f"{kind}, {name}",
-                solution.x[:, 0].numpy(),
-                code,
-                " ".join(f"{share:.2g}" for share in shares),
-                len(solution.residual) - len(shares),
-                falls(solution),
-            )
+
+def _by_total_variation(clean: Tensor, y: Tensor, sigma: float, seed: int) -> Iterator[Estimate]:
+    pairs = zip(y[:, 0].numpy(), clean[:, 0].numpy(), strict=True)
+    yield Estimate(BASELINES[0], np.stack([total_variation_oracle(a, sigma, b) for a, b in pairs]))
+
+
+def _by_bm3d(clean: Tensor, y: Tensor, sigma: float, seed: int) -> Iterator[Estimate]:
+    yield Estimate(BASELINES[1], np.stack([bm3d(a, sigma) for a in y[:, 0].numpy()]))
+
+
+@torch.no_grad()
+def _by_prior(
+    clean: Tensor, y: Tensor, sigma: float, seed: int, *, prior: ps.PatchPrior, names: Sequence[str]
+) -> Iterator[Estimate]:
+    one_step, at_one_level, annealed = names
+    yield Estimate(one_step, prior.denoise(y, sigma)[:, 0].numpy())
+    share = best_share(prior, sigma, seed)
+    for name, shares in (
+        (at_one_level, [share]),
+        (annealed, geometric_levels(FIRST_SHARE, share, ANNEALING_LEVELS)),
+    ):
+        solution = maximum(prior, y, sigma, shares)
+        yield Estimate(
+            name,
+            solution.x[:, 0].numpy(),
+            " ".join(f"{share:.2g}" for share in shares),
+            len(solution.residual) - len(shares),
+            falls(solution),
+        )
 
 
 def _network_of_the_talk() -> ps.PatchPrior:
@@ -280,3 +297,21 @@ def _psnrs(clean: Tensor, estimates: np.ndarray) -> list[float]:
         psnr(truth.numpy(), estimate, data_range=DATA_RANGE)
         for truth, estimate in zip(clean[:, 0], estimates, strict=True)
     ]
+
+
+STUDY = Study(
+    "phantoms",
+    __doc__,
+    Row,
+    key=("image", "sigma", "method"),
+    depends=("seed", "version"),
+    jobs=jobs,
+    summary=summary,
+    options=(
+        Option("weights", Path("phantoms"), "folder of priors; those that are there are kept"),
+        Option("minutes", 4.0, "of training of each prior", quick=0.05),
+        Option("sigmas", (0.5, 1.0), "noise levels, in units of the background's spread", quick=(0.5,)),
+        Option("images", 20, "phantoms to test on", quick=2),
+        Option("seed", 0, "of phantoms, noise and training"),
+    ),
+)

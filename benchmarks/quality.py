@@ -1,63 +1,34 @@
-"""PSNR and SSIM of denoisers on sets of gray photographs with white Gaussian noise.
+"""PSNR and SSIM of denoisers on sets of photographs with white Gaussian noise.
 
-    y = x + sigma z,  z ~ N(0, I)        x in 0 .. 255; y is neither clipped nor quantised
+    y = x + sigma z,  z ~ N(0, I)        x in 0..255; y is neither clipped nor quantised
 
-z comes from a generator seeded by (seed, number of the image in its set, sigma). So every method sees
-the same noise, and any subset of images, noise levels and methods gives the same numbers again. How long
-the methods take is for :mod:`benchmarks.speed`, which has the machine to itself.
+Every method sees the same noise (:func:`benchmarks.data.add_noise`). Sets may be in colour (cbsd68): the
+prior is then natural-color unless another is asked for, a prior with one channel denoises channel by
+channel, and BM3D is its variant for colour. How long methods take is for the study speed.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
-from importlib.metadata import version
-from pathlib import Path
+import argparse
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-import safetensors.torch
-from tqdm import tqdm
 
-from benchmarks.data import gray_images, read_table, write_table
-from patchscore import __version__
-from patchscore.denoising import denoise
+import patchscore as ps
+from benchmarks.data import DATA_RANGE, NamedImage, add_noise, digest, images
+from benchmarks.methods import Method, by_bm3d, by_total_variation, noisy_itself, one_step
+from benchmarks.study import SEED, SIGMAS, Job, Option, Study
+from benchmarks.tables import frame_of, markdown
 from patchscore.errors import InputError
-from patchscore.evaluation.baselines import bm3d, import_bm3d, total_variation_oracle
 from patchscore.evaluation.metrics import psnr, ssim
-from patchscore.priors.prior import PatchPrior
-from patchscore.priors.zoo import load_prior
 
-DATA_RANGE = 255.0
 METHODS = "patchscore", "bm3d", "tv"
 
 
-class Method(NamedTuple):
-    """A denoiser under test.
-
-    Attributes
-    ----------
-    name : what the tables call it
-    version : what its result depends on, beside the input
-    estimate : which estimate of the clean image it returns
-    run : (noisy, sigma, clean) -> denoised; only an oracle looks at the clean image
-    """
-
-    name: str
-    version: str
-    estimate: str
-    run: Callable[[np.ndarray, float, np.ndarray], np.ndarray]
-
-
 class Row(NamedTuple):
-    """One line of the table of results: one method on one image at one noise level.
-
-    ``input`` is a digest of the clean and the noisy image. A row is valid as long as the input, the
-    version and the estimate are the same: so a changed image, seed, order of images or random
-    generator, and a retrained prior, have it computed again. A change of code under one version
-    number is not seen: delete the file.
-    """
+    """One method on one image at one noise level; ``input`` is a digest of the clean and noisy image."""
 
     set: str
     image: str
@@ -71,155 +42,104 @@ class Row(NamedTuple):
     input: str
 
 
-class Average(NamedTuple):
-    """The mean over the images of a set."""
-
-    set: str
-    images: int
-    sigma: float
-    method: str
-    estimate: str
-    psnr: float
-    ssim: float
+def jobs(options: argparse.Namespace) -> Iterator[Job]:
+    """Every method on every image at every noise level, and the noisy image itself."""
+    for set_name in options.sets:
+        found = images(set_name)[: options.images]
+        in_colour = found[0].pixels.ndim == 3
+        methods = select_methods(options.methods, options.prior, in_colour=in_colour)
+        yield from jobs_of(set_name, found, methods, options.sigmas, options.seed)
 
 
-def select_methods(names: Sequence[str], prior: str) -> list[Method]:
+def jobs_of(
+    set_name: str,
+    found: Sequence[NamedImage],
+    methods: Sequence[Method],
+    sigmas: Sequence[float],
+    seed: int,
+) -> Iterator[Job]:
+    """These methods on the images of one set."""
+    for number, (name, clean) in enumerate(found):
+        for sigma in sigmas:
+            content = digest(clean, add_noise(clean, sigma, seed=seed, number=number))
+            for method in methods:
+                key = set_name, name, sigma, method.name
+                depends = seed, method.version, method.estimate, content
+                start = Row(*key, np.nan, np.nan, *depends)
+                yield Job(partial(measure, start, clean, number, method), [(*key, *depends)])
+
+
+def select_methods(names: Sequence[str], prior: str | None, *, in_colour: bool) -> list[Method]:
     """Build the methods of these names, after the noisy image itself, which is always measured.
 
-    Raises
-    ------
-    InputError
-        If BM3D is asked for and missing, or the prior cannot be loaded.
+    Raises :class:`InputError` if BM3D is asked for and missing, the prior cannot be loaded, or total
+    variation is asked for in colour.
     """
-    noisy = Method("noisy", f"numpy {np.__version__}", "none", lambda noisy, sigma, clean: noisy)
-    return [noisy, *(_method(name, prior) for name in names)]
+    found = [noisy_itself()]
+    for name in names:
+        if name == "patchscore":
+            chosen = prior or ("natural-color" if in_colour else "natural-gray")
+            found.append(one_step(name, ps.load_prior(chosen)))
+        elif name == "bm3d":
+            found.append(by_bm3d(name))
+        elif not in_colour:
+            found.append(by_total_variation(name))
+        else:
+            raise InputError("total variation is for gray images; leave tv out of --methods.")
+    return found
 
 
-def measure(
-    sets: Sequence[str], sigmas: Sequence[float], methods: Sequence[Method], *, seed: int, out: Path
-) -> list[Row]:
-    """Measure every method on every image at every noise level, and keep the table in a CSV file.
-
-    The file holds one row per set, image, noise level and method. Valid rows are taken from it, the
-    others are replaced or added one by one, so a run that was stopped goes on where it was.
-
-    Returns
-    -------
-    list of Row
-        Those of the sets, noise levels and methods asked for.
-
-    Raises
-    ------
-    InputError
-        If a set cannot be loaded, a noise level is not positive, or ``out`` is another kind of file.
-    """
-    table = {row[:4]: row for row in read_rows(out)}
-    cases = [
-        (set_name, number, image, sigma)
-        for set_name in sets
-        for number, image in enumerate(gray_images(set_name))
-        for sigma in sigmas
-    ]
-    rows = []
-    for set_name, number, (name, clean), sigma in tqdm(cases, unit="image"):
-        noisy = add_noise(clean, sigma, seed=seed, number=number)
-        digest = _digest(clean.tobytes() + noisy.tobytes())
-        for method in methods:
-            key = set_name, name, sigma, method.name
-            row = table.get(key)
-            if row is None or row[-3:] != (method.version, method.estimate, digest):
-                estimate = method.run(noisy, sigma, clean)
-                row = table[key] = Row(
-                    *key,
-                    round(psnr(clean, estimate, data_range=DATA_RANGE), 4),
-                    round(ssim(clean, estimate, data_range=DATA_RANGE), 5),
-                    seed,
-                    method.version,
-                    method.estimate,
-                    digest,
-                )
-                write_table(out, Row._fields, sorted(table.values()))
-            rows.append(row)
-    return rows
-
-
-def averages(rows: Sequence[Row]) -> list[Average]:
-    """Average over the images, in the order of first appearance."""
-    groups: dict[tuple[str, float, str, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row.set, row.sigma, row.method, row.estimate), []).append(row)
+def measure(start: Row, clean: np.ndarray, number: int, method: Method) -> list[Row]:
+    """The row of one method on one image."""
+    noisy = add_noise(clean, start.sigma, seed=start.seed, number=number)
+    estimate = method.run(noisy, start.sigma, clean)
+    planes = np.atleast_3d(clean), np.atleast_3d(estimate)
+    similarity = [ssim(*pair, data_range=DATA_RANGE) for pair in zip(*map(_planes, planes), strict=True)]
     return [
-        Average(
-            set_name,
-            len(group),
-            sigma,
-            method,
-            estimate,
-            float(np.mean([row.psnr for row in group])),
-            float(np.mean([row.ssim for row in group])),
+        start._replace(
+            psnr=round(psnr(clean, estimate, data_range=DATA_RANGE), 4),
+            ssim=round(float(np.mean(similarity)), 5),
         )
-        for (set_name, sigma, method, estimate), group in groups.items()
     ]
 
 
-def add_noise(clean: np.ndarray, sigma: float, *, seed: int, number: int) -> np.ndarray:
-    """Make y = x + sigma z for the image of this number in its set.
-
-    Raises :class:`InputError` if sigma is not positive and finite, or the seed is negative.
-    """
-    if not 0 < sigma < np.inf:
-        raise InputError(f"sigma is {sigma}; a noise level is positive and finite.")
-    if seed < 0:
-        raise InputError(f"seed is {seed}; expected a whole number of at least 0.")
-    # A noise level need not be a whole number, but the entropy of a seed must be: so its bits are.
-    bits = int(np.float64(sigma).view(np.uint64))
-    generator = np.random.default_rng(np.random.SeedSequence([seed, number, bits]))
-    return clean + sigma * generator.standard_normal(clean.shape)
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Read what an earlier run wrote; nothing if there is no file.
-
-    Raises
-    ------
-    InputError
-        If it is not a table of this benchmark.
-    """
-    return read_table(path, Row)
+def summary(rows: Sequence[Row], options: argparse.Namespace) -> str:
+    """A table of the means over the images of every set."""
+    frame = frame_of(rows)
+    lines = ["set", "method", "estimate"]
+    means = frame.groupby([*lines, "sigma"], sort=False)[["psnr", "ssim"]].mean()
+    cells = means.apply(lambda mean: f"{mean.psnr:.2f} / {mean.ssim:.3f}", axis=1)
+    order = frame[lines].drop_duplicates()
+    table = cells.unstack("sigma").loc[list(order.itertuples(index=False, name=None))].reset_index()
+    table["set"] = [f"{name} ({frame[frame.set == name].image.nunique()})" for name in table["set"]]
+    table.columns = [c if isinstance(c, str) else f"{c:g}" for c in table.columns]
+    words = "PSNR in dB / SSIM, averaged over the images of the set, for noise of sigma of 255."
+    return f"{markdown(table)}\n\n{words}"
 
 
-def _method(name: str, prior: str) -> Method:
-    match name:
-        case "patchscore":
-            loaded = load_prior(prior)
-            return Method(
-                name,
-                f"patchscore {__version__} prior {prior_digest(loaded)}",
-                "one-step",
-                lambda noisy, sigma, clean: denoise(noisy, sigma, prior=loaded),
-            )
-        case "bm3d":
-            import_bm3d()
-            return Method(
-                name,
-                f"bm3d {version('bm3d')}",
-                "two stages",
-                lambda noisy, sigma, clean: bm3d(noisy, sigma),
-            )
-        case "tv":
-            return Method(
-                name, f"scikit-image {version('scikit-image')}", "oracle weight", total_variation_oracle
-            )
-        case _:
-            raise InputError(f"there is no method {name!r}; choose among {', '.join(METHODS)}.")
+def _planes(image: np.ndarray) -> list[np.ndarray]:
+    return [image[..., channel] for channel in range(image.shape[-1])]
 
 
-def prior_digest(prior: PatchPrior) -> str:
-    """Tell priors apart by what they compute: the network, its weights and how it is assembled."""
-    settings = [type(prior.network).__name__, prior.network.settings(), prior.assembly, prior.boundary]
-    weights = {name: tensor.cpu().contiguous() for name, tensor in prior.state_dict().items()}
-    return _digest(json.dumps(settings, sort_keys=True).encode() + safetensors.torch.save(weights))
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:12]
+STUDY = Study(
+    "quality",
+    __doc__,
+    Row,
+    key=("set", "image", "sigma", "method"),
+    depends=("seed", "version", "estimate", "input"),
+    jobs=jobs,
+    summary=summary,
+    options=(
+        Option("sets", ("bsd68", "set12"), "sets of photographs, gray or in colour", quick=("set12",)),
+        SIGMAS,
+        Option("methods", METHODS, "denoisers", choices=METHODS),
+        Option("images", None, "of every set, at most", quick=1, kind=int),
+        Option(
+            "prior",
+            None,
+            "name or file; without it natural-gray or natural-color",
+            kind=str,
+        ),
+        SEED,
+    ),
+)

@@ -1,16 +1,17 @@
-"""What do residuals tell of the noise?  python -m benchmarks.residuals
+"""What do residuals tell of the noise?
 
-    y = x + n           x: images of no other table;  n: white or not, sigma told or mistold
+    y = x + n           x: images of no other table;  n: white or not, sigma right or wrong
 
 The guard of adaptation (:mod:`patchscore.adaptation.residual`) compares the residual of a noisy image
-with what white noise of the level told would leave, and refuses outside of some bounds. They stand where
-this table says: photographs held out of the training of the bundled priors, two that come with scikit-
-image and the upper halves of two textures, documents and medical slices that serve for training
-elsewhere, and synthetic patterns, all cut to their middle. White noise of the right level is to be let
-through, other noise refused, or else to do no harm: every third image is adapted to as well. Of every
-kind of noise there are the range of each statistic, the share of images that are refused, the change of
-PSNR from worst to best, and how many lose more than 0.05 dB. It takes three quarters of an hour on one
-core; a run that was stopped goes on after its last image. After a change of code, delete the table.
+with what white noise of the given level would leave, and refuses outside of some bounds. This table says
+where they have to be: on photographs held out of the training of the bundled priors, two that come with
+scikit-image and the upper halves of two textures, documents and medical slices that serve for training
+elsewhere, and synthetic patterns, all cut to their middle. White noise of the right level has to be let
+through; other noise has to be refused, or to do no harm: every third image is adapted to as well.
+
+Of every kind of noise there are the range of each statistic, the share of images that are refused, the
+change of PSNR from worst to best, and how many lose more than 0.05 dB. It takes three quarters of an
+hour on one core.
 """
 
 from __future__ import annotations
@@ -18,32 +19,29 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import patchscore as ps
-from benchmarks.adaptation_jobs import ALL, SHOWN_DOCUMENTS, bundled, load
-from benchmarks.data import NamedImage, prepare_table, read_table, write_table
-from benchmarks.quality import prior_digest
-from benchmarks.robustness.command import markdown
-from benchmarks.robustness.sets import HELD_OUT_EVERY, middle, spaced
+from benchmarks.adaptation_jobs import ALL, SHOWN_DOCUMENTS, load
+from benchmarks.data import HELD_OUT_EVERY, NamedImage, bundled, middle, spaced
+from benchmarks.methods import version_of
 from benchmarks.robustness.shifts import NOISE, shifted
 from benchmarks.robustness.summary import HARMLESS
+from benchmarks.study import PRIOR, SEED, SIGMAS, Job, Option, Study
+from benchmarks.tables import frame_of, markdown
 from patchscore.adaptation.residual import suspicions
 from patchscore.evaluation.metrics import psnr
 
 SIDE = 128
-SIGMAS = 15.0, 25.0, 50.0
 RIGHT = "white"
 LEVELS = tuple(f"sigma x {factor:g}" for factor in (0.8, 0.9, 1.1, 1.2))
 NOISES = (RIGHT, *LEVELS, *NOISE)
 STATISTICS = "variance", "witness", "bright_over_dark", "correlation", "clipped"
-SEED = 0
 ADAPTED_EVERY, STEPS = 3, 30
 
 
@@ -53,7 +51,7 @@ class Row(NamedTuple):
     Attributes
     ----------
     correlation : the further one from 0 of two
-    refused : 1 if the guard saw in the residual that the noise is not what was told
+    refused : 1 if the guard saw in the residual that the noise is not what was said
     change : of the PSNR by adaptation, in dB; nan for images that were only looked at
     """
 
@@ -72,22 +70,24 @@ class Row(NamedTuple):
     change: float
 
 
-KEY = Row._fields.index("variance")
+def jobs(options: argparse.Namespace) -> Iterator[Job]:
+    """All images under all kinds of noise."""
+    prior = ps.load_prior(options.prior)
+    yield from jobs_of(prior, list(images())[: options.images], options.sigmas, options.seed)
 
 
-def main() -> None:
-    """Measure the residuals, and print the ranges of every kind of noise."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.residuals",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--prior", default="natural-gray", metavar="NAME|FILE")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/residuals.csv"))
-    options = parser.parse_args()
-
-    prepare_table(options.out)
-    print(summary(measure(ps.load_prior(options.prior), list(images()), SIGMAS, options.out)))
+def jobs_of(
+    prior: ps.PatchPrior,
+    named: Sequence[tuple[str, NamedImage]],
+    sigmas: Sequence[float],
+    seed: int = 0,
+) -> Iterator[Job]:
+    """These images, with the names of their groups, under all kinds of noise."""
+    code = version_of(prior)
+    for number, (group, image) in enumerate(named):
+        for noise, sigma in product(NOISES, sigmas):
+            key = group, image.name, noise, sigma, seed, code
+            yield Job(partial(measure, prior, image.pixels, number, key), [key])
 
 
 def images() -> Iterator[tuple[str, NamedImage]]:
@@ -116,71 +116,55 @@ def patterns() -> Iterator[NamedImage]:
 
 
 def measure(
-    prior: ps.PatchPrior, named: Sequence[tuple[str, NamedImage]], sigmas: Sequence[float], out: Path
+    prior: ps.PatchPrior, clean: np.ndarray, number: int, key: tuple[str, str, str, float, int, str]
 ) -> list[Row]:
-    """The rows of all images under all kinds of noise: what :func:`patchscore.adapt` reports.
-
-    Those that the table ``out`` holds are taken from it, others are written to it, image by image.
-    """
-    version = f"patchscore {ps.__version__} prior {prior_digest(prior)}"
-    table = {row[:KEY]: row for row in read_table(out, Row)}
-    rows: list[Row] = []
-    for number, (group, image) in enumerate(tqdm(named, unit="image")):
-        is_adapted_to = number % ADAPTED_EVERY == 0  # others have no time for a step
-        for noise, sigma in product(NOISES, sigmas):
-            key = group, image.name, noise, sigma, SEED, version
-            if key in table:
-                rows.append(table[key])
-                continue
-            problem = shifted(noise, image.pixels, sigma, data_range=255, seed=SEED, number=number)
-            adapted, report = ps.adapt(
-                prior,
-                problem.noisy,
-                problem.told,
-                generator=torch.Generator().manual_seed(SEED),
-                max_seconds=math.inf if is_adapted_to else 1e-9,
-                max_steps=STEPS,
-                progress=False,
-            )
-            change = math.nan
-            if is_adapted_to:
-                before, after = (
-                    psnr(image.pixels, ps.denoise(problem.noisy, problem.told, prior=p), data_range=255)
-                    for p in (prior, adapted)
-                )
-                change = round(after - before, 4)
-            (found,) = report.residuals
-            correlation: float = max(found.correlation, key=abs)
-            table[key] = Row(
-                *key,
-                round(found.variance, 4),
-                round(found.witness, 4),
-                round(found.bright_over_dark, 4),
-                round(correlation, 4),
-                round(found.clipped, 4),
-                int(suspicions(report.residuals)[1] is not None),
-                change,
-            )
-            rows.append(table[key])
-        write_table(out, Row._fields, list(table.values()))
-    return rows
+    """One image with one kind of noise: what :func:`patchscore.adapt` reports."""
+    _, _, noise, sigma, seed, _ = key
+    is_adapted_to = number % ADAPTED_EVERY == 0  # others have no time for a step
+    problem = shifted(noise, clean, sigma, data_range=255, seed=seed, number=number)
+    adapted, report = ps.adapt(
+        prior,
+        problem.noisy,
+        problem.told,
+        generator=torch.Generator().manual_seed(seed),
+        max_seconds=math.inf if is_adapted_to else 1e-9,
+        max_steps=STEPS,
+        progress=False,
+    )
+    change = math.nan
+    if is_adapted_to:
+        before, after = (
+            psnr(clean, ps.denoise(problem.noisy, problem.told, prior=p), data_range=255)
+            for p in (prior, adapted)
+        )
+        change = round(after - before, 4)
+    (found,) = report.residuals
+    correlation: float = max(found.correlation, key=abs)
+    statistics = found.variance, found.witness, found.bright_over_dark, correlation, found.clipped
+    refused = int(suspicions(report.residuals)[1] is not None)
+    return [Row._make((*key, *(round(value, 4) for value in statistics), refused, change))]
 
 
-def summary(rows: Sequence[Row]) -> str:
-    """A table in markdown, with a line for every kind of noise."""
-    columns = *STATISTICS, "change"
-    lines = [["noise", "images", *columns, "lose", "refused"]]
-    for noise in NOISES:
-        ours = [row for row in rows if row.noise == noise]
-        line = [noise, str(len(ours))]
-        for name in columns:
-            values = np.array([getattr(row, name) for row in ours])
-            line.append(f"{np.nanmin(values):.2f} to {np.nanmax(values):.2f}")
-        changes = [row.change for row in ours if not math.isnan(row.change)]
-        line.append(f"{sum(change < -HARMLESS for change in changes)} of {len(changes)}")
-        lines.append([*line, f"{np.mean([row.refused for row in ours]):.0%}"])
+def summary(rows: Sequence[Row], options: argparse.Namespace | None = None) -> str:
+    """A line for every kind of noise."""
+    lines = [["noise", "images", *STATISTICS, "change", "lose", "refused"]]
+    by_noise = frame_of(rows).groupby("noise")
+    for noise in (noise for noise in NOISES if noise in by_noise.groups):
+        found = by_noise.get_group(noise)
+        ranges = [f"{found[n].min():.2f} to {found[n].max():.2f}" for n in (*STATISTICS, "change")]
+        changes = found.change.dropna()
+        lose = f"{(changes < -HARMLESS).sum()} of {len(changes)}"
+        lines.append([noise, str(len(found)), *ranges, lose, f"{found.refused.mean():.0%}"])
     return markdown(lines)
 
 
-if __name__ == "__main__":
-    main()
+STUDY = Study(
+    "residuals",
+    __doc__,
+    Row,
+    key=("group", "image", "noise", "sigma"),
+    depends=("seed", "version"),
+    jobs=jobs,
+    summary=summary,
+    options=(PRIOR, SIGMAS, Option("images", None, "at most", quick=1, kind=int), SEED),
+)

@@ -1,53 +1,43 @@
-"""How fast and how large: seconds beside other methods on the same cores, and the peak of memory.
+"""Seconds beside other methods on the same cores, and the peak of memory.
 
     ratio = seconds of the other / seconds of patchscore      one for each round, then their median
 
-In each round every method denoises the same image once, one after the other, so that a slow drift of
-the machine hits all of them. The memory is that of a fresh process, which inherits nothing.
+In each round every method denoises ``camera`` (512 x 512) at sigma 25 of 255 once, one after the other,
+so that a slow drift of the machine hits all of them. The memory is that of a fresh process, for an image
+of 2048 x 2048 pixels. The lines of the study throughput follow. Close other programs first.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import platform
+import argparse
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from skimage.data import camera
 from skimage.restoration import denoise_nl_means
 
-from benchmarks import epll
-from patchscore.denoising import denoise
-from patchscore.errors import InputError
-from patchscore.evaluation.baselines import bm3d, has_bm3d, total_variation
+import patchscore as ps
+from benchmarks import throughput
+from benchmarks.machine import Timing, in_fresh_process, peak_bytes, time_in_turn
+from benchmarks.methods import by_epll
+from benchmarks.study import Job, Option, Study
+from benchmarks.throughput import SIGMA, Line, Row, line, rows_of
+from patchscore.evaluation.baselines import bm3d, has_bm3d, import_bm3d, total_variation
 from patchscore.priors.engines.cpu import has_bfloat16
-from patchscore.priors.zoo import load_prior
 
-SIGMA = 25.0
 TV_WEIGHT = 1.0
 # scikit-image's advice for noise of a known level, with its patches of 5 x 5 in the fast mode.
 NON_LOCAL_STRENGTH = 0.8
-PAUSE = 0.5
 LARGE_SIDE = 2048
 LEAST_RATIO = 5.0
 MOST_MEGABYTES = 1000.0
 # Of the image in float64, in which it is made, and what tiles and threads need, in MB.
 MOST_COPIES = 3
 MOST_WORKSPACE = 200
-
-
-class Timing(NamedTuple):
-    """The seconds that a method took, round by round."""
-
-    method: str
-    seconds: tuple[float, ...]
 
 
 class Memory(NamedTuple):
@@ -63,108 +53,61 @@ class Memory(NamedTuple):
     peak: int
 
 
-class Machine(NamedTuple):
-    """What the numbers were measured on."""
+def jobs(options: argparse.Namespace) -> Iterator[Job]:
+    """Everything at once, as it has to be measured side by side."""
+    if options.check:
+        import_bm3d()
+    if options.mixture is None:
+        print("EPLL is left out; give the file of its mixture by --mixture.\n", file=sys.stderr)
+    yield Job(partial(measure, options))
 
-    processor: str
-    cores: int
-    torch_threads: int
-    torch: str
 
-
-class Line(NamedTuple):
-    """One quantity of the report: its median with the least and the greatest value.
-
-    ``met`` is None where there is no target.
-    """
-
-    quantity: str
-    unit: str
-    median: float
-    least: float
-    greatest: float
-    target: str
-    met: bool | None
+def measure(options: argparse.Namespace) -> list[Row]:
+    """The lines of this study, and those of the study throughput."""
+    timings = time_denoisers(options.prior, rounds=options.rounds, mixture=options.mixture)
+    lines = report(timings, peak_memory(options.prior))
+    return [*rows_of(options.prior, lines), *throughput.measure(options)]
 
 
 def time_denoisers(prior: str, *, rounds: int, mixture: Path | None = None) -> list[Timing]:
-    """Time patchscore and others on ``camera`` (512 x 512) at sigma 25 of 255.
+    """Time patchscore and others.
 
     TV and non-local means are those of scikit-image, the first with its default tolerance, the second in
     its fast mode. BM3D takes part if it is installed, EPLL if there is the file of a ``mixture``.
 
-    Raises
-    ------
-    InputError
-        If the prior or the mixture cannot be loaded, or there is no round.
+    Raises :class:`InputError` if the prior or the mixture cannot be loaded, or there is no round.
     """
     noisy = _noisy(camera())
-    loaded = load_prior(prior, "cpu")
-    denoisers: dict[str, Callable[[], np.ndarray]] = {
+    loaded = ps.load_prior(prior, "cpu")
+    denoisers: dict[str, Callable[[], object]] = {
         "tv": lambda: total_variation(noisy, SIGMA, weight=TV_WEIGHT),
         "non-local means": lambda: denoise_nl_means(
             noisy, patch_size=5, patch_distance=6, h=NON_LOCAL_STRENGTH * SIGMA, sigma=SIGMA
         ),
-        "patchscore": lambda: denoise(noisy, SIGMA, prior=loaded),
+        "patchscore": lambda: ps.denoise(noisy, SIGMA, prior=loaded),
     }
     if has_bfloat16():
         fast = loaded.with_precision("bfloat16")
-        denoisers["patchscore, bfloat16"] = lambda: denoise(noisy, SIGMA, prior=fast)
+        denoisers["patchscore, bfloat16"] = lambda: ps.denoise(noisy, SIGMA, prior=fast)
     if mixture is not None:
-        restore = epll.method(mixture).run
-        denoisers["epll"] = lambda: restore(noisy, SIGMA, camera())
+        restore = by_epll(mixture).run
+        denoisers["epll"] = lambda: restore(noisy, SIGMA, noisy)
     if has_bm3d():
         denoisers["bm3d"] = lambda: bm3d(noisy, SIGMA)
     return time_in_turn(denoisers, rounds=rounds)
 
 
-def time_in_turn(tasks: Mapping[str, Callable[[], object]], *, rounds: int) -> list[Timing]:
-    """Time tasks in turn, round by round, after one round that does not count.
-
-    Before each there is a pause, in which the threads of the one before stop spinning for more work.
-
-    Raises :class:`InputError` if there is no round.
-    """
-    if rounds < 1:
-        raise InputError(f"rounds is {rounds}; expected at least one.")
-    seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    for _ in range(1 + rounds):
-        for name, task in tasks.items():
-            time.sleep(PAUSE)
-            start = time.perf_counter()
-            task()
-            seconds[name].append(time.perf_counter() - start)
-    return [Timing(name, tuple(times[1:])) for name, times in seconds.items()]
-
-
 def peak_memory(prior: str, *, side: int = LARGE_SIDE) -> Memory:
     """Measure the memory of denoising a ``side`` x ``side`` image, in a process of its own.
 
-    The process is forked from a small server: one that is started by this process would count the
-    peak of this one as its own.
-
-    Raises
-    ------
-    InputError
-        If the prior cannot be loaded, or the system is neither Linux nor macOS.
+    Raises :class:`InputError` if the prior cannot be loaded, or the system is neither Linux nor macOS.
     """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        raise InputError("the peak of memory can be measured on Linux and macOS only.")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([])
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_memory_here, prior, side).result()
-
-
-def machine() -> Machine:
-    """Describe the processor, the cores that this process may use, and PyTorch."""
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    return Machine(_processor(), len(usable), torch.get_num_threads(), torch.__version__)
+    return in_fresh_process(_memory_here, prior, side)
 
 
 def report(timings: Sequence[Timing], memory: Memory) -> list[Line]:
     """Summarise the measurements and hold them against the targets."""
-    lines = [line(f"{timing.method}, 512 x 512", "s", timing.seconds) for timing in timings]
+    lines = [line(f"{timing.name}, 512 x 512", "s", timing.seconds) for timing in timings]
     ours = dict(timings)["patchscore"]
     for method, seconds in timings:
         if method != "patchscore":
@@ -181,51 +124,34 @@ def report(timings: Sequence[Timing], memory: Memory) -> list[Line]:
     ]
 
 
-def line(
-    quantity: str,
-    unit: str,
-    values: Sequence[float],
-    *,
-    at_least: float | None = None,
-    at_most: float | None = None,
-) -> Line:
-    """Summarise what was measured, beside its target if there is one."""
-    median = float(np.median(values))
-    target, met = "", None
-    if at_least is not None:
-        target, met = f"at least {at_least:g}", median >= at_least
-    if at_most is not None:
-        target, met = f"at most {at_most:g}", median <= at_most
-    return Line(quantity, unit, median, min(values), max(values), target, met)
-
-
 def _memory_here(prior: str, side: int) -> Memory:
-    loaded = load_prior(prior, "cpu")
-    baseline = _peak_bytes()
+    loaded = ps.load_prior(prior, "cpu")
+    baseline = peak_bytes()
     image = camera()
     copies = -(-side // len(image))
-    denoise(_noisy(np.tile(image, (copies, copies))[:side, :side]), SIGMA, prior=loaded)
-    return Memory(baseline, _peak_bytes())
-
-
-def _peak_bytes() -> int:
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    ps.denoise(_noisy(np.tile(image, (copies, copies))[:side, :side]), SIGMA, prior=loaded)
+    return Memory(baseline, peak_bytes())
 
 
 def _noisy(image: np.ndarray) -> np.ndarray:
+    # In place, as the peak of memory counts.
     noisy = np.random.default_rng(0).standard_normal(image.shape)
     noisy *= SIGMA
     noisy += image
     return noisy
 
 
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+STUDY = Study(
+    "speed",
+    __doc__,
+    Row,
+    key=throughput.KEY,
+    jobs=jobs,
+    summary=throughput.summary,
+    failed=lambda rows, options: options.check and any(row.met is False for row in rows),
+    options=(
+        *throughput.OPTIONS,
+        Option("mixture", None, "the file of EPLL's mixture, from python -m benchmarks epll", kind=Path),
+        Option("check", False, "exit with 1 if a target is missed; needs BM3D"),
+    ),
+)

@@ -1,4 +1,4 @@
-"""What surprises a bundled prior, and is that calibrated?  python -m benchmarks.surprise
+"""What surprises a bundled prior, and is that calibrated?
 
 The expectation is learned from the 360 images of ``bsd400`` that the priors learned from, at noise
 levels from 4/255 to 60/255. It is measured on the 40 held out, on which the statistic was chosen, beside
@@ -14,51 +14,56 @@ noise level means about the same. ``--store`` writes the expectation into the fi
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.stats import binom, mannwhitneyu
-from tqdm import tqdm
 
 import patchscore as ps
-from benchmarks.data import data_folder, prepare_table, write_table
-from benchmarks.natural_gray import split
-from benchmarks.quality import add_noise
+from benchmarks.data import DATA_RANGE, add_noise, gray_images
+from benchmarks.methods import version_of
+from benchmarks.study import SEED, SIGMAS, Job, Option, Study
+from benchmarks.tables import frame_of, markdown
+from benchmarks.train import split
 from patchscore.adaptation.surprise import KEY, Expectation, expect, surprise
-from patchscore.errors import InputError
-from patchscore.files import image_files, read_image
 from patchscore.priors.zoo import SUFFIX, WEIGHTS, bundled_priors
 
 LEVELS = 4 / 255, 60 / 255
-SIGMAS = 15.0, 25.0, 50.0
 PHOTOGRAPHS = "bsd400 held out", "bsd68"
 SHIFTED = "ct_chest/test", "mri_brain/test", "mri_t1_native", "oct_retina", "em_isbi2012", "documents"
-SEED = 0
-COLUMNS = "prior", "set", "sigma", "images", "exceed", "expected_90", "median", "auc"
 
 
-def main() -> None:
-    """Learn what each prior expects, measure how it is surprised, and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.surprise", description=__doc__)
-    parser.add_argument("--priors", nargs="+", default=["natural-gray", "natural-gray-fast"])
-    parser.add_argument("--store", action="store_true", help="write what is expected into the priors")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/surprise.csv"))
-    options = parser.parse_args()
+class Row(NamedTuple):
+    """One prior on one set at one noise level; ``auc`` is nan for photographs."""
 
-    prepare_table(options.out)
-    rows = []
+    prior: str
+    set: str
+    sigma: float
+    images: int
+    exceed: int
+    expected_90: str
+    median: float
+    auc: float | None
+    seed: int = 0
+    version: str = ""
+
+
+def jobs(options: argparse.Namespace) -> Iterator[Job]:
+    """Every prior, on all sets."""
     for name in options.priors:
         prior = ps.load_prior(name, device="cpu")
-        generator = torch.Generator().manual_seed(SEED)
-        expectation = expect(prior, split()[0], sigmas=LEVELS, generator=generator)
+        code = version_of(prior)
         if options.store:
-            store(prior, expectation, name)
-        rows += measure(prior, expectation, name)
-        write_table(options.out, COLUMNS, rows)
-    for row in rows:
-        print(*row, sep="\t")
+            store(prior, _learned(prior, options.seed), name)
+        keys = [
+            (name, set_name, sigma, options.seed, code)
+            for set_name in (*PHOTOGRAPHS, *options.sets)
+            for sigma in options.sigmas
+        ]
+        yield Job(partial(measure, prior, keys, options.images), keys)
 
 
 def store(prior: ps.PatchPrior, expectation: Expectation, name: str) -> None:
@@ -67,38 +72,42 @@ def store(prior: ps.PatchPrior, expectation: Expectation, name: str) -> None:
     prior.save(str(WEIGHTS / f"{name}{SUFFIX}") if name in bundled_priors() else name)
 
 
-def measure(prior: ps.PatchPrior, expectation: Expectation, name: str) -> list[tuple[str | float, ...]]:
-    """The rows of one prior."""
-    rows: list[tuple[str | float, ...]] = []
+def measure(
+    prior: ps.PatchPrior, keys: Sequence[tuple[str, str, float, int, str]], most: int
+) -> list[Row]:
+    """The rows of one prior; of every set ``most`` images, or all for None."""
+    expectation = _learned(prior, keys[0][3])
+    rows = []
     values = {}
-    for set_name in tqdm([*PHOTOGRAPHS, *SHIFTED], unit="set"):
-        images = list(load(set_name))
-        for sigma in SIGMAS:
-            values[set_name, sigma] = found = np.array(
-                [
-                    surprise(
-                        prior,
-                        add_noise(clean, sigma, seed=SEED, number=number),
-                        sigma,
-                        expectation=expectation,
-                    ).value
-                    for number, clean in enumerate(images)
-                ]
-            )
-            low, high = binom.interval(0.9, len(found), 0.05)
-            calibrated = set_name in PHOTOGRAPHS
-            rows.append(
-                (
-                    name,
-                    set_name,
+    for name, set_name, sigma, seed, code in keys:
+        found = np.array(
+            [
+                surprise(
+                    prior,
+                    add_noise(clean, sigma, seed=seed, number=number),
                     sigma,
-                    len(found),
-                    int((found > 1).sum()),
-                    f"{low:.0f} to {high:.0f}" if calibrated else "",
-                    round(float(np.median(found)), 3),
-                    "" if calibrated else round(auc(found, values["bsd68", sigma]), 3),
-                )
+                    expectation=expectation,
+                ).value
+                for number, clean in enumerate(load(set_name)[:most])
+            ]
+        )
+        values[set_name, sigma] = found
+        low, high = binom.interval(0.9, len(found), 0.05)
+        usual = set_name in PHOTOGRAPHS
+        rows.append(
+            Row(
+                name,
+                set_name,
+                sigma,
+                len(found),
+                int((found > 1).sum()),
+                f"{low:.0f} to {high:.0f}" if usual else "",
+                round(float(np.median(found)), 3),
+                None if usual else round(auc(found, values[PHOTOGRAPHS[1], sigma]), 3),
+                seed,
+                code,
             )
+        )
     return rows
 
 
@@ -107,23 +116,43 @@ def auc(shifted: np.ndarray, usual: np.ndarray) -> float:
     return float(mannwhitneyu(shifted, usual).statistic / (len(shifted) * len(usual)))
 
 
-def load(set_name: str) -> Iterator[np.ndarray]:
+def load(set_name: str) -> list[np.ndarray]:
     """The images of a set, in 0..255."""
     if set_name == PHOTOGRAPHS[0]:
-        yield from (255 * image for image in split()[1])
-        return
-    folder = data_folder() / set_name
-    if not folder.is_dir():
-        raise InputError(f"there is no set {set_name!r} in {data_folder()}.")
-    for path in image_files(folder):
-        if path.stem.endswith("_noisy"):  # of the pairs of oct_retina, the clean one
-            continue
-        pixels = read_image(path).pixels.astype(np.float64)
-        if not set_name.startswith(("ct", "mri")):
-            yield pixels
-        else:
-            yield 255 * (pixels - pixels.min()) / np.ptp(pixels)
+        return [DATA_RANGE * image for image in split()[1]]
+    found = [pixels for _, pixels in gray_images(set_name)]
+    if not set_name.startswith(("ct", "mri")):
+        return found
+    return [DATA_RANGE * (pixels - pixels.min()) / np.ptp(pixels) for pixels in found]
 
 
-if __name__ == "__main__":
-    main()
+def summary(rows: Sequence[Row], options: argparse.Namespace) -> str:
+    """A line for every prior, set and noise level."""
+    frame = frame_of(rows)[["prior", "set", "sigma", "images", "exceed", "expected_90", "median", "auc"]]
+    return markdown(frame.astype(object).where(frame.notna(), ""))
+
+
+def _learned(prior: ps.PatchPrior, seed: int) -> Expectation:
+    generator = torch.Generator().manual_seed(seed)
+    return expect(prior, split()[0], sigmas=LEVELS, generator=generator)
+
+
+STUDY = Study(
+    "surprise",
+    __doc__,
+    Row,
+    key=("prior", "set", "sigma"),
+    depends=("seed", "version"),
+    jobs=jobs,
+    summary=summary,
+    options=(
+        Option(
+            "priors", ("natural-gray", "natural-gray-fast"), "to measure", quick=("natural-gray-fast",)
+        ),
+        Option("sets", SHIFTED, "other images than photographs", quick=("documents",)),
+        SIGMAS,
+        Option("images", None, "of every set, at most", quick=4, kind=int),
+        SEED,
+        Option("store", False, "write what is expected into the priors"),
+    ),
+)

@@ -9,24 +9,27 @@ convolutions may run on wider registers than they do.
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from benchmarks.speed import SIGMA, Line, line, time_in_turn
+import patchscore as ps
+from benchmarks.machine import machine, time_in_turn
+from benchmarks.study import PRIOR, Job, Option, Study
+from benchmarks.tables import frame_of, markdown
 from patchscore.errors import InputError
-from patchscore.priors.energy import ConvEnergy
 from patchscore.priors.engines.cpu import has_bfloat16
 from patchscore.priors.engines.layers import Precision
-from patchscore.priors.prior import PatchPrior
-from patchscore.priors.zoo import load_prior
 
+SIGMA = 25.0
 PRODUCT_SIDE = 1024
 SCORE_SIDE = 512
 GROWTH_SIDES = 256, 512, 1024, 2048, 4096
@@ -38,22 +41,111 @@ MOST_IMPORT_SECONDS = 0.3
 MOST_DENOISE_SECONDS = 1.0
 
 
-def multiply_adds(prior: PatchPrior) -> int:
+class Line(NamedTuple):
+    """One quantity: its median with the least and the greatest value.
+
+    ``met`` is None where there is no target.
+    """
+
+    quantity: str
+    unit: str
+    median: float
+    least: float
+    greatest: float
+    target: str
+    met: bool | None
+
+
+class Row(NamedTuple):
+    """A line, the prior that it is of, and the machine that it was measured on."""
+
+    prior: str
+    quantity: str
+    unit: str
+    median: float
+    least: float
+    greatest: float
+    target: str
+    met: bool | None
+    processor: str
+    cores: int
+    torch_threads: int
+    torch: str
+    seed: int = 0
+    version: str = ""
+
+
+def jobs(options: argparse.Namespace) -> Iterator[Job]:
+    """Everything at once, as it has to be measured side by side."""
+    yield Job(partial(measure, options))
+
+
+def measure(options: argparse.Namespace) -> list[Row]:
+    """Shares of the rate, growth with the size of an image, and the start of a process."""
+    sides = GROWTH_SIDES + (LARGEST_SIDE,) * options.large
+    lines = [
+        *shares(options.prior, rounds=options.rounds),
+        *growth(options.prior, rounds=options.rounds, sides=sides),
+        *start_up(options.prior, rounds=options.rounds),
+    ]
+    return rows_of(options.prior, lines)
+
+
+def rows_of(prior: str, lines: Sequence[Line]) -> list[Row]:
+    """Lines as rows of a table."""
+    version = f"patchscore {ps.__version__}"
+    return [Row(prior, *one, *machine(), version=version) for one in lines]
+
+
+def summary(rows: Sequence[Row], options: argparse.Namespace) -> str:
+    """A line for every quantity, beside its target."""
+    frame = frame_of(rows)
+    table = frame[["prior", "quantity"]].copy()
+    for name, column in (("median", "median"), ("min", "least"), ("max", "greatest")):
+        table[name] = [
+            f"{x:.4g} {unit}".strip() for x, unit in zip(frame[column], frame.unit, strict=True)
+        ]
+    table["target"] = frame.target
+    table[""] = ["" if row.met is None else "met" if row.met else "not met" for row in rows]
+    places = {f"{row.processor}, {row.cores} cores, {row.torch_threads} threads" for row in rows}
+    versions = {f"PyTorch {row.torch}" for row in rows}
+    return f"{markdown(table)}\n\n{'; '.join(sorted(places))}; {', '.join(sorted(versions))}."
+
+
+def line(
+    quantity: str,
+    unit: str,
+    values: Sequence[float],
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Line:
+    """Summarise what was measured, beside its target if there is one."""
+    median = float(np.median(values))
+    target, met = "", None
+    if at_least is not None:
+        target, met = f"at least {at_least:g}", median >= at_least
+    if at_most is not None:
+        target, met = f"at most {at_most:g}", median <= at_most
+    return Line(quantity, unit, median, min(values), max(values), target, met)
+
+
+def multiply_adds(prior: ps.PatchPrior) -> int:
     """Of a score, per pixel; each hidden unit counted once, however often tiles compute it.
 
     Raises :class:`InputError` for a network that is not a stack of layers.
     """
-    if not isinstance(prior.network, ConvEnergy):
+    if not isinstance(prior.network, ps.ConvEnergy):
         raise InputError(
             f"the multiply-adds of {type(prior.network).__name__} are not known; take a prior with a "
             "ConvEnergy."
         )
-    return 2 * sum(kernel.numel() for kernel in prior.network.layers().kernels)
+    return 2 * sum(kernel.numel() for kernel in prior.network.kernels())
 
 
 def shares(name: str, *, rounds: int) -> list[Line]:
     """Scores of 512 x 512 pixels beside matrix products, in float32 and, where there is, bfloat16."""
-    prior = load_prior(name, "cpu")
+    prior = ps.load_prior(name, "cpu")
     per_pixel = multiply_adds(prior)
     x = _image(SCORE_SIDE)
     precisions: list[Precision] = ["float32", "bfloat16"] if has_bfloat16() else ["float32"]
@@ -82,7 +174,7 @@ def shares(name: str, *, rounds: int) -> list[Line]:
 
 def growth(name: str, *, rounds: int, sides: Sequence[int] = GROWTH_SIDES) -> list[Line]:
     """Time per pixel of a one-step estimate over image sizes: the dearest size over the cheapest."""
-    prior = load_prior(name, "cpu")
+    prior = ps.load_prior(name, "cpu")
     tasks = {f"{side}": partial(prior.denoise, _image(side), SIGMA) for side in sides}
     timings = time_in_turn(tasks, rounds=rounds)
     costs = [
@@ -132,3 +224,14 @@ def _process(arguments: Sequence[str]) -> None:
 def _image(side: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randn(1, 1, side, side, generator=generator).mul_(SIGMA).add_(128)
+
+
+KEY = "prior", "quantity"
+OPTIONS = (
+    PRIOR,
+    Option("rounds", 5, "that count, after one that does not", quick=1),
+    Option("large", False, "measure the growth up to 8192 x 8192"),
+)
+STUDY = Study(
+    "throughput", __doc__, Row, key=KEY, jobs=jobs, summary=summary, options=OPTIONS, depends=()
+)

@@ -1,5 +1,7 @@
 """The table of adaptation: what a row says, and that a run goes on where it was."""
 
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ from skimage.data import brick
 
 import patchscore as ps
 from benchmarks import adaptation
-from benchmarks.adaptation_jobs import Job
+from benchmarks.adaptation_jobs import Lesson
 from benchmarks.data import NamedImage
 from patchscore.evaluation.metrics import psnr
 
@@ -18,13 +20,18 @@ def settings() -> adaptation.Settings:
     return adaptation.Settings(ps.load_prior("natural-gray-fast", "cpu"), 0, 2.0)
 
 
+def measured(lessons: list[Lesson], settings: adaptation.Settings, out: Path) -> list[adaptation.Row]:
+    study = replace(adaptation.STUDY, jobs=lambda _: adaptation.jobs_of(lessons, settings))
+    return study.measure(Namespace(out=out))
+
+
 def test_a_row_holds_the_quality_before_and_after_and_is_not_measured_twice(
     settings: adaptation.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = NamedImage("wall", brick()[:64, :64].astype(np.float64))
     out = tmp_path / "table.csv"
-    jobs = [Job("textures", sigma, [image], [image]) for sigma in (25.0, 50.0)]
-    (first,) = adaptation.measure(jobs[:1], settings, out)
+    lessons = [Lesson("textures", sigma, [image], [image]) for sigma in (25.0, 50.0)]
+    (first,) = measured(lessons[:1], settings, out)
     assert first.adapted in (0, 1)
     if not first.adapted:
         assert first.after == first.before
@@ -32,16 +39,16 @@ def test_a_row_holds_the_quality_before_and_after_and_is_not_measured_twice(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError
 
-    rows = adaptation.measure(jobs, settings, out)
+    rows = measured(lessons, settings, out)
     assert str(rows[0]) == str(first)  # nan where BM3D was not run
     monkeypatch.setattr(adaptation, "adapt", refuse)
-    assert str(adaptation.measure(jobs, settings, out)) == str(rows)
+    assert str(measured(lessons, settings, out)) == str(rows)
     assert out.read_text().count("wall") == 2
 
 
 def test_the_quality_before_is_that_of_the_prior(settings: adaptation.Settings, tmp_path: Path) -> None:
     image = NamedImage("wall", brick()[:64, :64].astype(np.float64))
-    (row,) = adaptation.measure([Job("textures", 25.0, [image], [image])], settings, tmp_path / "t.csv")
+    (row,) = measured([Lesson("textures", 25.0, [image], [image])], settings, tmp_path / "t.csv")
     noisy = adaptation._noisy(image, 25.0, 0)
     expected = psnr(image.pixels, ps.denoise(noisy, 25.0, prior=settings.prior), data_range=255)
     assert row.before == pytest.approx(expected, abs=1e-4)

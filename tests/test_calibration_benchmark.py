@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,8 @@ from PIL import Image
 from skimage.data import camera
 
 from benchmarks import calibration
+from benchmarks.__main__ import main
+from benchmarks.tables import read_table
 
 
 def row(image: str, tweedie: float, mean: float, error: float, variance: float, share: float):
@@ -21,7 +23,7 @@ def row(image: str, tweedie: float, mean: float, error: float, variance: float, 
 
 def test_equal_error_and_variance_cost_three_decibels() -> None:
     rows = [row("a", 28.0, 28.1, 80.0, 120.0, 0.85), row("b", 30.0, 29.8, 120.0, 80.0, 0.95)]
-    told = calibration.summary(rows)
+    told = calibration.summary(rows, Namespace())
     assert "costs 3.01 dB" in told
     assert "hold 90.0 % (85.0 to 95.0)" in told
     assert "-0.05 dB (-0.20 to +0.10)" in told
@@ -35,38 +37,42 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Image.fromarray(part).save(tmp_path / calibration.SET / f"{k}.png")
     monkeypatch.setenv("PATCHSCORE_DATA", str(tmp_path))
     monkeypatch.setattr(calibration, "SIDE", 32)
-    out = tmp_path / "calibration.csv"
-    options = ["--samples", "19", "--levels", "2", "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", ["calibration", *options])
-    return out
+    return tmp_path / "calibration.csv"
+
+
+def run(out: Path) -> int:
+    return main(["calibration", "--samples", "19", "--levels", "2", "--out", str(out)])
+
+
+def rows_of(out: Path) -> list[calibration.Row]:
+    return read_table(out, calibration.Row)
 
 
 def test_a_run_that_was_stopped_goes_on(command: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measure, done = calibration.measure, []
 
-    def once(*arguments: object) -> calibration.Row:
+    def once(*arguments: object) -> list[calibration.Row]:
         if done:
             raise KeyboardInterrupt
-        done.append(measure(*arguments))
-        return done[0]
+        done.extend(measure(*arguments))
+        return done
 
     monkeypatch.setattr(calibration, "measure", once)
-    with pytest.raises(KeyboardInterrupt):
-        calibration.main()
-    assert calibration.read_rows(command) == done  # every EVERY-th image: the first and the eighth
+    assert run(command) == 130
+    assert rows_of(command) == done  # every EVERY-th image: the first and the eighth
     again = []
     monkeypatch.setattr(
-        calibration, "measure", lambda *arguments: again.append(measure(*arguments)) or again[-1]
+        calibration, "measure", lambda *arguments: again.extend(measure(*arguments)) or again
     )
-    calibration.main()
+    assert run(command) == 0
     assert [r.image for r in again] == ["7"]
-    assert calibration.read_rows(command) == sorted(done + again)
+    assert rows_of(command) == sorted(done + again)
 
 
 def test_the_error_of_the_mean_is_freed_of_its_noise(command: Path) -> None:
     """|mean of n - truth|^2 is larger than the error of the posterior mean by v / n."""
-    calibration.main()
-    first = calibration.read_rows(command)[0]
+    assert run(command) == 0
+    first = rows_of(command)[0]
     of_samples = 255**2 / 10 ** (first.mean_psnr / 10)
     assert first.error_of_mean == pytest.approx(of_samples - first.variance / 19, rel=1e-3)
     assert np.isfinite(first.coverage)

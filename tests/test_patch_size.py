@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,9 @@ from skimage.io import imsave
 
 from benchmarks import patch_size as study
 from benchmarks import patch_size_networks as networks
+from benchmarks.__main__ import main
 from benchmarks.patch_size_networks import NINE, WHOLE, Candidate
-from benchmarks.robustness import sets
+from benchmarks.tables import read_table
 from benchmarks.throughput import multiply_adds
 from patchscore.errors import InputError
 
@@ -36,8 +39,6 @@ def photographs(tmp_path, monkeypatch) -> Path:
         pixels = generator.integers(0, 256, (96, 96), dtype=np.uint8)
         imsave(folder / "bsd400" / f"{number:03d}.png", pixels, check_contrast=False)
     monkeypatch.setenv("PATCHSCORE_DATA", str(folder))
-    sets._files.cache_clear()
-    sets._white.cache_clear()
     return folder
 
 
@@ -50,6 +51,10 @@ def small(monkeypatch) -> None:
     monkeypatch.setattr(
         study, "cost", lambda candidate: networks.Cost(*candidate, 1, 1.0, 1.0, 1.0, 1.0, "none")
     )
+
+
+def measured(todo: list[study.Lesson], path: Path) -> list[study.Row]:
+    return replace(study.STUDY, jobs=lambda _: study.jobs_of(todo, path)).measure(Namespace(out=path))
 
 
 def test_parameters_are_those_of_tied_weights():
@@ -133,18 +138,18 @@ def test_what_is_measured_on_is_neither_learned_nor_chosen_on():
 def test_a_stopped_run_goes_on_to_the_same_table(tmp_path):
     todo = study.lessons(["phantoms"], seeds=2, seconds=2.0)
     assert len(todo) == 8
-    study.run(todo, tmp_path / "whole.csv")
-    study.run(todo[:3], tmp_path / "parts.csv")
-    study.run(todo, tmp_path / "parts.csv")
+    measured(todo, tmp_path / "whole.csv")
+    measured(todo[:3], tmp_path / "parts.csv")
+    measured(todo, tmp_path / "parts.csv")
     assert (tmp_path / "whole.csv").read_bytes() == (tmp_path / "parts.csv").read_bytes()
-    assert len(study.read(tmp_path / "whole-cost.csv", networks.Cost)) == 2
+    assert len(read_table(tmp_path / "whole-cost.csv", networks.Cost)) == 2
 
 
 @pytest.mark.usefixtures("small")
 def test_differences_are_paired(tmp_path):
     todo = study.lessons(["phantoms"], seeds=1, seconds=2.0)[:2]
     nine, three = (
-        [row for row in study.run(todo, tmp_path / "rows.csv") if row.size == size] for size in "93"
+        [row for row in measured(todo, tmp_path / "rows.csv") if row.size == size] for size in "93"
     )
     assert [(row.test_set, row.sigma, row.steps) for row in three] == [
         (name, sigma, 2) for name in ("disks", "rectangles") for sigma in (0.5, 1.0)
@@ -160,18 +165,18 @@ def test_differences_are_paired(tmp_path):
 def test_another_table_is_refused(tmp_path, capsys):
     path = tmp_path / "rows.csv"
     path.write_text("a,b\n1,2\n")
-    assert study.main(["--out", str(path)]) == 2
-    assert "is not a table of the patch-size study" in capsys.readouterr().err
+    assert main(["patch-size", "--out", str(path)]) == 2
+    assert "is not a table of the study patch-size" in capsys.readouterr().err
     with pytest.raises(InputError, match="its columns are different"):
-        study.read(path, networks.Cost)
+        read_table(path, networks.Cost)
 
 
 def test_the_committed_table_agrees_with_itself():
-    path = ROOT / study.OUT
+    path = ROOT / "benchmarks/results/patch-size.csv"
     if not path.exists():
         pytest.skip("there is no table yet")
-    rows = study.read(path, study.Row)
-    costs = {found[:2]: found for found in study.read(study.cost_path(path), networks.Cost)}
+    rows = read_table(path, study.Row)
+    costs = {found[:2]: found for found in read_table(study.cost_path(path), networks.Cost)}
     assert rows
     for row in rows:
         values = study.image_psnr(row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -47,14 +48,19 @@ def priors(study) -> list:
     ]
 
 
+def measured(study, priors, seed: int = 0) -> list:
+    jobs = study.jobs_of(priors, [SIGMA], images=2, seed=seed)
+    return [row for job in jobs for row in job.run()]
+
+
 def row(study, image: int, method: str, value: float, *, sigma: float = SIGMA):
     return study.Row(image, 1.0, sigma, method, value, "", None, None, 0, "")
 
 
 def test_the_same_seed_gives_the_same_rows(study, priors) -> None:
-    rows = study.measure(priors, [SIGMA], images=2, seed=0)
-    assert rows == study.measure(priors, [SIGMA], images=2, seed=0)
-    other = study.measure(priors, [SIGMA], images=2, seed=1)
+    rows = measured(study, priors)
+    assert rows == measured(study, priors)
+    other = measured(study, priors, seed=1)
     assert all(a.psnr != b.psnr for a, b in zip(rows, other, strict=True))
 
 
@@ -78,7 +84,7 @@ def test_the_noise_has_the_level_asked_for(study) -> None:
 
 
 def test_rows_hold_the_psnr_of_their_images(study, priors) -> None:
-    rows = study.measure(priors, [SIGMA], images=2, seed=0)
+    rows = measured(study, priors)
     clean = study.phantoms(2, study.TEST, 0)
     y = study.noisy(clean, SIGMA, study.TEST, 0)
     for r in rows:
@@ -103,7 +109,7 @@ def test_map_ends_at_the_share_that_is_best_on_the_validation_phantoms(study, pr
 
 
 def test_map_without_a_potential_has_no_falls_and_with_one_no_fall(study, priors) -> None:
-    rows = study.measure(priors, [SIGMA], images=2, seed=0)
+    rows = measured(study, priors)
     by_method = {
         name: [r for r in rows if r.method.startswith(("MAP", "annealed")) and r.method.endswith(name)]
         for name in ("pairs", "network")
@@ -123,23 +129,18 @@ def test_falls_are_counted_image_by_image_and_within_a_level(study) -> None:
 
 
 def test_differences_are_paired(study) -> None:
-    pairs = [(30.0, 31.0), (20.0, 22.0), (40.0, 43.0)]
-    rows = [row(study, n, name, v) for n, p in enumerate(pairs) for name, v in zip("ab", p, strict=True)]
-    rows += [row(study, 0, "b", 99.0, sigma=1.0)]
-    found = study.difference(rows, SIGMA, "b", "a")
-    assert found.mean == pytest.approx(2)
-    assert found.error == pytest.approx(1 / math.sqrt(3))  # of 1, 2, 3: their spread is 1
-
-
-def test_the_table_leaves_out_what_was_not_measured(study) -> None:
     tv, _ = study.BASELINES
+    pairs = [(30.0, 31.0), (20.0, 22.0), (40.0, 43.0)]
     rows = [
-        row(study, n, name, n + extra) for n in range(2) for name, extra in ((tv, 0.0), ("MAP", 1.0))
+        row(study, n, name, v) for n, p in enumerate(pairs) for name, v in zip((tv, "b"), p, strict=True)
     ]
-    assert study.table(rows) == [
-        ["0.5", tv, "", "0.50", "", ""],
-        ["0.5", "MAP", "", "1.50", "+1.00 ± 0.00", ""],
-    ]
+    rows += [row(study, 0, "b", 99.0, sigma=1.0), row(study, 1, "b", 97.0, sigma=1.0)]
+    head, _, of_tv, of_b, elsewhere, *_ = study.summary(rows, Namespace()).splitlines()
+    assert head.endswith("| PSNR | over TV, oracle weight | over BM3D |")
+    # Of 1, 2, 3: their spread is 1, so the standard error is 1 / sqrt(3). BM3D was not measured.
+    assert of_tv == f"| 0.5 | {tv} |  | 30.00 |  |  |"
+    assert of_b == f"| 0.5 | b |  | 32.00 | +2.00 ± {1 / math.sqrt(3):.2f} |  |"
+    assert elsewhere == "| 1 | b |  | 98.00 |  |  |"
 
 
 def test_priors_are_trained_once(study, tmp_path, monkeypatch) -> None:
@@ -154,7 +155,7 @@ def test_priors_are_trained_once(study, tmp_path, monkeypatch) -> None:
 
 def test_one_image_has_no_standard_error(study) -> None:
     with pytest.raises(InputError, match="at least 2 test phantoms"):
-        study.measure([], [SIGMA], images=1, seed=0)
+        list(study.jobs(Namespace(images=1)))
 
 
 def test_the_command_writes_the_rows_and_prints_the_table(study, tmp_path, monkeypatch, capsys) -> None:

@@ -1,6 +1,9 @@
 """The table behind the guard of adaptation: what a row says of noise of a known kind."""
 
 import math
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from skimage.data import camera
@@ -11,6 +14,13 @@ from benchmarks.data import NamedImage
 
 SIGMA = 25.0
 SIDE = 64
+
+
+def measured(
+    prior: ps.PatchPrior, named: list[tuple[str, NamedImage]], out: Path
+) -> list[residuals.Row]:
+    study = replace(residuals.STUDY, jobs=lambda _: residuals.jobs_of(prior, named, [SIGMA]))
+    return study.measure(Namespace(out=out))
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +34,10 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, residuals.Row]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(residuals, "NOISES", kinds)
         patch.setattr(residuals, "STEPS", 1)
-        first = residuals.measure(prior, named[:1], [SIGMA], out)
-        found = residuals.measure(prior, named, [SIGMA], out)
+        first = measured(prior, named[:1], out)
+        found = measured(prior, named, out)
         patch.setattr(ps, "adapt", None)  # nothing is left to be measured
-        assert str(residuals.measure(prior, named, [SIGMA], out)) == str(found)
+        assert str(measured(prior, named, out)) == str(found)
     assert found[: len(kinds)] == first
     assert len(out.read_text().splitlines()) == 1 + len(found)
     assert [row.noise for row in found] == [*kinds, *kinds]

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,10 @@ from skimage.io import imsave
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import patchscore as ps
-from benchmarks.robustness import contenders, plan, run, sets, shifts, summary, table, training
+from benchmarks import data as sets
+from benchmarks.robustness import contenders, plan, run, shifts, study, summary, table, training
+from benchmarks.tables import Table, read_table
+from benchmarks.workers import Workers
 from patchscore.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,15 +49,13 @@ def photographs(tmp_path, monkeypatch) -> Path:
             pixels = cut.astype(np.uint16) * factor if factor > 1 else cut
             imsave(folder / name / f"{number:02d}.png", pixels, check_contrast=False)
     monkeypatch.setenv("PATCHSCORE_DATA", str(folder))
-    sets._files.cache_clear()
-    sets._white.cache_clear()
     contenders.ready.cache_clear()
     return folder
 
 
 @pytest.fixture
 def settings(tmp_path) -> contenders.Settings:
-    return contenders.Settings(tmp_path / "weights", training.Effort(1.0, steps=2), None, 1, 0)
+    return contenders.Settings(tmp_path / "weights", training.Effort(1.0, steps=2), None, 0)
 
 
 def few_tasks(seed: int = 0) -> list[plan.Task]:
@@ -72,8 +75,14 @@ def few_classical(seed: int = 0) -> list[plan.Task]:
     return [task for task in few_tasks(seed) if task.contender.method in ("noisy", "TV", "wavelets")]
 
 
-def measure_all(tasks, settings, out: Path, *, processes: int = 1) -> list[table.Row]:
-    return run.run(tasks, settings, run.Workers(processes), out)
+def measure_all(tasks, settings, out: Path, workers: Workers = Workers()) -> list[table.Row]:  # noqa: B008
+    run.prepare_all(tasks, settings, workers, table.budget_path(out))
+    one = replace(study.STUDY, jobs=lambda _: run.jobs(tasks, settings))
+    return one.measure(Namespace(out=out, processes=workers.processes, scheduler=workers.scheduler))
+
+
+def rows_of(path: Path) -> list[table.Row]:
+    return read_table(path, table.Row)
 
 
 # --- the table
@@ -86,26 +95,36 @@ def row(shift: str, method: str, image: str, psnr: float, **others) -> table.Row
     return made._replace(**others)
 
 
-def test_rows_and_budgets_come_back_as_they_were(tmp_path) -> None:
+def table_at(path: Path) -> Table:
+    return Table(path, table.Row, table.KEY, table.DEPENDS, "robustness")
+
+
+def test_rows_come_back_as_they_were(tmp_path) -> None:
     rows = [row("none", "a", "1", 30.125), row("none", "a", "2", 1 / 3, sigma=0.1, seed=3)]
-    table.write_rows(tmp_path / "x.csv", rows)
-    assert table.read_rows(tmp_path / "x.csv") == sorted(rows)
-    budgets = [table.Budget("a", "set", 10, 2420, 61.5, 900, "rate 0.001, best of 3", "m")]
-    table.write_budgets(table.budget_path(tmp_path / "x.csv"), budgets)
-    assert table.read_budgets(tmp_path / "x-budget.csv") == budgets
-    assert table.read_rows(tmp_path / "missing.csv") == []
+    written = table_at(tmp_path / "x.csv")
+    written.add(reversed(rows))
+    written.write()
+    assert rows_of(tmp_path / "x.csv") == sorted(rows)
+    assert rows_of(tmp_path / "missing.csv") == []
 
 
 def test_a_key_has_one_row_and_the_last_counts(tmp_path) -> None:
     rows = [row("none", "a", "1", 30.0), row("none", "a", "1", 31.0, version="w")]
-    table.write_rows(tmp_path / "x.csv", rows)
-    assert table.read_rows(tmp_path / "x.csv") == rows[1:]
+    written = table_at(tmp_path / "x.csv")
+    for one in rows:
+        written.add([one])
+        written.write()
+    assert rows_of(tmp_path / "x.csv") == rows[1:]
+    key = written.key(rows[1])
+    assert written.holds((*key, "w", "d"))
+    assert written.is_stale((*key, "v", "d"))
+    assert not written.is_stale((*key[:-1], 7, "v", "d"))  # of another seed there is none
 
 
 def test_a_foreign_table_is_refused(tmp_path) -> None:
     (tmp_path / "x.csv").write_text("a,b\n1,2\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"columns are different.*--out"):
-        table.read_rows(tmp_path / "x.csv")
+        rows_of(tmp_path / "x.csv")
 
 
 # --- runs
@@ -137,7 +156,7 @@ def test_the_same_seed_gives_the_same_bytes_and_rows_know_their_images(settings,
 
     other = measure_all(few_classical(1), settings._replace(seed=1), tmp_path / "c.csv")
     assert {found.input for found in first}.isdisjoint(found.input for found in other)
-    budgets = table.read_budgets(tmp_path / "a-budget.csv")
+    budgets = read_table(tmp_path / "a-budget.csv", table.Budget)
     learned = {(one.contender.method, one.contender.train_set) for one in tasks}
     as_they_come = "", contenders.BUNDLED, contenders.ADAPTED
     expected = {pair for pair in learned if pair[1] and pair[0] not in as_they_come}
@@ -152,16 +171,16 @@ def test_a_stopped_run_goes_on_without_a_missing_or_a_second_row(
     measured: Counter[plan.Task] = Counter()
     original, limit = run.measure, 7
 
-    def counting(job, settings):
+    def counting(task, settings):
         if sum(measured.values()) == limit:
             raise KeyboardInterrupt
-        measured[job[0]] += 1
-        return original(job, settings)
+        measured[task] += 1
+        return original(task, settings)
 
     monkeypatch.setattr(run, "measure", counting)
     with pytest.raises(KeyboardInterrupt):
         measure_all(tasks, settings, tmp_path / "parts.csv")
-    assert 0 < len(table.read_rows(tmp_path / "parts.csv")) < sum(task.images for task in tasks)
+    assert 0 < len(rows_of(tmp_path / "parts.csv")) < sum(task.images for task in tasks)
 
     limit = -1
     denoised = []
@@ -172,29 +191,28 @@ def test_a_stopped_run_goes_on_without_a_missing_or_a_second_row(
         return denoiser._replace(run=lambda *case: denoised.append(1) or denoiser.run(*case))
 
     monkeypatch.setattr(run, "ready", watched)
-    done = len(table.read_rows(tmp_path / "parts.csv"))
+    done = len(rows_of(tmp_path / "parts.csv"))
     measure_all(tasks, settings, tmp_path / "parts.csv")
     assert (tmp_path / "parts.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
     assert len(denoised) == sum(task.images for task in tasks) - done
 
 
 KILLED = """
-import sys
+import sys, time
 from pathlib import Path
-from benchmarks.robustness import run
 sys.path.append({tests!r})
-import time
-from test_robustness import few_classical
+from benchmarks import study
+from benchmarks.robustness import run
 from benchmarks.robustness.contenders import Settings
 from benchmarks.robustness.training import Effort
-run.SECONDS_BETWEEN_TABLES = 0.0
+from test_robustness import few_classical, measure_all
+study.WRITING_SHARE = 0.0
 original = run.measure
-def slow(job, settings):
+def slow(task, settings):
     time.sleep(0.2)
-    return original(job, settings)
+    return original(task, settings)
 run.measure = slow
-settings = Settings(Path({weights!r}), Effort(1.0, 2), None, 1, 0)
-run.run(few_classical(), settings, run.Workers(), Path({out!r}))
+measure_all(few_classical(), Settings(Path({weights!r}), Effort(1.0, 2), None, 0), Path({out!r}))
 """
 
 
@@ -208,7 +226,7 @@ def test_a_killed_run_goes_on_to_the_same_table(settings, tmp_path) -> None:
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     tasks = few_classical()
-    assert 0 < len(table.read_rows(out)) < sum(task.images for task in tasks)
+    assert 0 < len(rows_of(out)) < sum(task.images for task in tasks)
     measure_all(tasks, settings, out)
     measure_all(tasks, settings, tmp_path / "whole.csv")
     assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
@@ -217,31 +235,29 @@ def test_a_killed_run_goes_on_to_the_same_table(settings, tmp_path) -> None:
 def test_processes_and_a_cluster_give_the_same_bytes(settings, tmp_path) -> None:
     tasks = few_classical()
     measure_all(tasks, settings, tmp_path / "one.csv")
-    measure_all(tasks, settings, tmp_path / "two.csv", processes=2)
+    measure_all(tasks, settings, tmp_path / "two.csv", Workers(2))
     assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
 
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
         n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
     ) as cluster:
-        workers = run.Workers(scheduler=cluster.scheduler_address)
-        run.run(tasks, settings, workers, tmp_path / "cluster.csv")
+        workers = Workers(scheduler=cluster.scheduler_address)
+        measure_all(tasks, settings, tmp_path / "cluster.csv", workers)
     assert (tmp_path / "cluster.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
 
 
 def test_no_scheduler_and_no_dask_are_errors_that_teach(settings, tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(InputError, match=r"patchscore\[cluster\]"):
-        run.run(few_tasks(), settings, run.Workers(scheduler="tcp://nowhere:1"), tmp_path / "x.csv")
+        measure_all(few_tasks(), settings, tmp_path / "x.csv", Workers(scheduler="tcp://nowhere:1"))
 
 
 def test_gain_and_offset_cost_the_invariant_prior_nothing(settings) -> None:
     contender = contenders.Contender(contenders.BUNDLED, contenders.ONE_STEP, "bsd400", 360)
     settings.weights.mkdir()
     found = {
-        shift: run.measure(
-            (plan.Task("gain", shift, "bsd68", 25.0, contender, 2, 2, 48, 0), []), settings
-        )
+        shift: run.measure(plan.Task("gain", shift, "bsd68", 25.0, contender, 2, 2, 48, 0), settings)
         for shift in ("none", *shifts.GAIN_SHIFTS)
     }
     rows = [one for several in found.values() for one in several]
@@ -250,12 +266,13 @@ def test_gain_and_offset_cost_the_invariant_prior_nothing(settings) -> None:
     assert max(abs(drop.drop) for drop in lost) < 0.01
 
 
-def test_the_adapted_prior_is_the_bundled_one_after_its_steps(settings) -> None:
+def test_the_adapted_prior_is_the_bundled_one_after_its_steps(settings, monkeypatch) -> None:
+    monkeypatch.setattr(contenders, "ADAPTATION_STEPS", 15)
     names = contenders.BUNDLED, contenders.ADAPTED
     bundled, adapted = (contenders.Contender(n, contenders.ONE_STEP, "bsd400", 360) for n in names)
     assert not adapted.is_prepared_here
     noisy = data.brick()[:64, :64] + 25 * np.random.default_rng(0).standard_normal((64, 64))
-    denoiser = contenders.ready(adapted, 25.0, settings._replace(adaptation=15))
+    denoiser = contenders.ready(adapted, 25.0, settings)
     plain = contenders.ready(bundled, 25.0, settings)
     assert denoiser.version == f"{plain.version} adapted in at most 15 steps"
     prior, report = ps.adapt(ps.load_prior("natural-gray"), noisy, 25.0, max_steps=15, progress=False)
@@ -285,7 +302,7 @@ def test_every_task_is_there_once_and_every_shift_has_a_reference() -> None:
         trained = [task for task in todo if task.contender.method == training.PATCH_PRIOR]
         references = {(t.study, t.sigma, t.contender) for t in trained if t.shift == "none"}
         assert {(t.study, t.sigma, t.contender) for t in trained} == references
-        lessons = [contender for contender, _ in run._lessons(todo)]
+        lessons = [contender for contender, _ in run.lessons(todo)]
         assert len({contender._replace(estimate="") for contender in lessons}) == len(lessons)
 
 
@@ -492,7 +509,7 @@ def test_only_what_has_learned_from_the_same_images_is_compared() -> None:
 
 
 def test_claims_are_read_off_the_rows() -> None:
-    assert summary.claims(small_table()) == [["expected", "measured", "so"]]
+    assert summary.claims(small_table(), []) == [["expected", "measured", "so"]]
     values = {"none": (30.0, 28.0), "gain 10": (29.994, 25.0)}
     names = training.PATCH_PRIOR, training.NO_INVARIANCE
     rows = [
@@ -500,10 +517,12 @@ def test_claims_are_read_off_the_rows() -> None:
         for shift, both in values.items()
         for name, psnr in zip(names, both, strict=True)
     ]
-    assert [line[1:] for line in summary.claims(rows)[1:]] == [
-        ["+0.0060 dB", "yes"],
-        ["+3.0000 dB", "yes"],
-    ]
+    for steps, verdict in ((600, "yes"), (30, "not known: 30 steps of training, and 600 are needed")):
+        budget = table.Budget(training.NO_INVARIANCE, "", 0, 1, 1.0, steps, "", "")
+        assert [line[1:] for line in summary.claims(rows, [budget])[1:]] == [
+            ["+0.0060 dB", "yes"],
+            ["+3.0000 dB", verdict],
+        ]
 
 
 def test_a_column_of_the_headline_is_of_images_that_all_methods_share() -> None:
@@ -539,17 +558,6 @@ def test_a_choice_is_made_once(tmp_path) -> None:
     assert tried == [1.0, 2.0, 4.0]
 
 
-def test_a_wider_network_is_another_one(settings) -> None:
-    """With all hidden channels doubled, weights are about four times as many, in a file of their own."""
-    settings.weights.mkdir()
-    for network in training.NETWORKS:
-        lesson = training.Lesson(network, "bsd400", 4, 0, training.Effort(1.0, steps=1))
-        wide = lesson._replace(effort=lesson.effort._replace(width=2))
-        one, other = (training.learn(each, settings.weights) for each in (lesson, wide))
-        assert 1.8 < other.parameters / one.parameters < 4.1
-        assert wide.path(settings.weights) != lesson.path(settings.weights)
-
-
 def test_a_training_that_diverges_is_repeated_at_half_the_rate(settings, monkeypatch) -> None:
     rates = []
 
@@ -571,14 +579,12 @@ def test_a_training_that_diverges_is_repeated_at_half_the_rate(settings, monkeyp
 
 def test_the_command_prints_its_tables_and_writes_a_report(tmp_path, monkeypatch, capsys) -> None:
     from benchmarks.__main__ import main
-    from benchmarks.robustness import command
 
-    monkeypatch.setattr(command, "QUICK", TINY)
+    monkeypatch.setattr(study, "QUICK", TINY)
     monkeypatch.setattr(plan, "has_bm3d", lambda: False)
     out = tmp_path / "x.csv"
-    options = (
-        f"--quick --studies geometry --steps 1 --processes 1 --weights {tmp_path / 'w'} --out {out}"
-    )
+    size = "--quick --studies geometry --steps 1 --side 32 --processes 1"
+    options = f"{size} --weights {tmp_path / 'w'} --out {out}"
     assert main(["robustness", *options.split()]) == 0
     printed = capsys.readouterr().out
     assert "| method | geometry |" in printed
@@ -589,18 +595,18 @@ def test_the_command_prints_its_tables_and_writes_a_report(tmp_path, monkeypatch
     part = tmp_path / "part.csv"
     some = ["--test-sets", "bsd68", "--methods", training.PATCH_PRIOR, "wavelets", "--side", "24"]
     assert main(["robustness", *options.replace(str(out), str(part)).split(), *some]) == 0
-    assert {one.method for one in table.read_rows(part)} == {training.PATCH_PRIOR, "wavelets"}
+    assert {one.method for one in rows_of(part)} == {training.PATCH_PRIOR, "wavelets"}
     few = ["--methods", training.PATCH_PRIOR, contenders.BUNDLED, "--training-images"]
     counted = [*options.replace(str(out), str(tmp_path / "few.csv")).split(), *few]
     assert main(["robustness", *counted, str(TINY.learned)]) == 0
-    measured = {(one.method, one.training_images) for one in table.read_rows(tmp_path / "few.csv")}
+    measured = {(one.method, one.training_images) for one in rows_of(tmp_path / "few.csv")}
     assert measured == {(training.PATCH_PRIOR, TINY.learned), (contenders.BUNDLED, plan.BUNDLED_IMAGES)}
     capsys.readouterr()
     assert main(["robustness", *counted, str(TINY.learned + 1)]) == 2
     assert f"the numbers of training images are {TINY.learned}." in capsys.readouterr().err
     assert main(["robustness", *options.split(), "--methods", "TV"]) == 2
     assert "The test sets are bsd68; the methods are CNN, DDPM" in capsys.readouterr().err
-    lost = summary.drops(table.read_rows(out))
+    lost = summary.drops(rows_of(out))
     turned = [
         drop.drop
         for drop in lost
@@ -611,11 +617,11 @@ def test_the_command_prints_its_tables_and_writes_a_report(tmp_path, monkeypatch
     assert max(map(abs, turned)) <= 1.1e-4
 
 
-def test_the_readme_has_the_tables_of_the_committed_rows() -> None:
-    from benchmarks.robustness import command
-
-    rows = table.read_rows(ROOT / "benchmarks/results/robustness.csv")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    lines = [line for line in command.tables(rows).splitlines() if line.startswith("|")]
+def test_the_documents_have_the_tables_of_the_committed_rows() -> None:
+    path = ROOT / "benchmarks/results/robustness.csv"
+    budgets = read_table(table.budget_path(path), table.Budget)
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    lines = [line for line in study.tables(rows_of(path), budgets).splitlines() if line.startswith("|")]
     assert len(lines) > 30
-    assert [line for line in lines if line not in readme] == []
+    assert [line for line in lines if line not in text] == []

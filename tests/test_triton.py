@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks.__main__ import main
 from patchscore.priors.engines.triton import has_triton
 
 
@@ -32,6 +32,6 @@ def test_cases():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_benchmark_needs_a_gpu(tmp_path, capsys):
-    assert gpu.main(["--out", str(tmp_path / "gpu.csv")]) == 2
+    assert main(["gpu", "--out", str(tmp_path / "gpu.csv")]) == 2
     assert "PyTorch finds no GPU" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())

@@ -1,1 +1,3 @@
-"""What denoisers lose when the images change: content, scanner, gain, geometry, noise."""
+"""What denoisers lose when content, scanner, gain, geometry or noise change."""
+
+from benchmarks.robustness.study import STUDY as STUDY

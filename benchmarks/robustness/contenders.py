@@ -21,22 +21,23 @@ from typing import NamedTuple
 import numpy as np
 
 import patchscore as ps
-from benchmarks import epll
-from benchmarks.quality import add_noise
+from benchmarks.data import data_range, middle, psnrs, training_images
+from benchmarks.machine import processor
+from benchmarks.methods import (
+    Method,
+    blind,
+    by_bm3d,
+    by_epll,
+    by_total_variation,
+    noisy_itself,
+    one_step,
+    version_of,
+)
 from benchmarks.robustness import training
-from benchmarks.robustness.sets import data_range, middle, training_images
 from benchmarks.robustness.table import Budget
 from benchmarks.robustness.training import Choice, Effort, Lesson
-from benchmarks.speed import machine
 from patchscore.errors import InputError
-from patchscore.evaluation.baselines import (
-    bm3d,
-    non_local_means,
-    total_variation,
-    total_variation_oracle,
-    wavelets,
-)
-from patchscore.evaluation.metrics import psnr
+from patchscore.evaluation.baselines import non_local_means, total_variation, wavelets
 
 BUNDLED, ADAPTED = "patch prior, bundled", "patch prior, adapted"
 TV, NLM, EPLL = "TV", "NLM", "EPLL"
@@ -46,6 +47,7 @@ SAMPLES = {"one sample": 1, "mean of 8 samples": 8}
 STRENGTHS = {TV: (0.45, 0.65, 0.9), NLM: (0.45, 0.6, 0.8)}
 TUNING_IMAGES = 8
 TUNING_SIDE = 128
+ADAPTATION_STEPS = 30  # on an image, at most
 
 
 class Contender(NamedTuple):
@@ -75,14 +77,12 @@ class Settings(NamedTuple):
     weights : the folder of trained networks and tuned strengths
     effort : how long the networks train
     mixture : the file of EPLL's mixture, if there is one
-    adaptation : steps of the adapted prior on an image, at most
     seed : of the training
     """
 
     weights: Path
     effort: Effort
     mixture: Path | None
-    adaptation: int
     seed: int
 
     def lesson(self, contender: Contender) -> Lesson:
@@ -90,15 +90,8 @@ class Settings(NamedTuple):
         return Lesson(contender.method, contender.train_set, contender.images, self.seed, self.effort)
 
 
-class Denoiser(NamedTuple):
-    """A contender that is ready: what its results depend on, and (noisy, sigma, clean) -> denoised."""
-
-    version: str
-    run: Callable[[np.ndarray, float, np.ndarray], np.ndarray]
-
-
 @lru_cache(maxsize=4)
-def ready(contender: Contender, sigma: float, settings: Settings) -> Denoiser:
+def ready(contender: Contender, sigma: float, settings: Settings) -> Method:
     """The denoiser; ``sigma`` is the level that a tuned one is tuned for.
 
     Raises
@@ -106,16 +99,16 @@ def ready(contender: Contender, sigma: float, settings: Settings) -> Denoiser:
     InputError
         If its weights, its mixture or its package are missing, or there is no such method.
     """
-    if contender.method == ADAPTED:
-        return _adapted(settings.adaptation)
     if not contender.is_prepared_here:
         return _as_it_comes(contender, settings.mixture)
     if contender.method not in TUNED:
         return _network(contender, settings)
     strength = tuned(contender, sigma, settings).value
-    return _blind(
+    return blind(
+        contender.method,
         f"scikit-image {version('scikit-image')} strength {strength:g}",
-        lambda noisy, sigma: _with_strength(contender.method, noisy, sigma, strength),
+        contender.estimate,
+        partial(_with_strength, contender.method, strength),
     )
 
 
@@ -125,14 +118,11 @@ def tuned(contender: Contender, sigma: float, settings: Settings) -> Choice:
     path = settings.weights / f"{contender.method}-{place}-{sigma:g}-seed-{settings.seed}.json"
 
     def quality(strength: float) -> float:
-        images = training_images(contender.train_set, count=1, seed=settings.seed).choose
-        values = []
-        for number, image in enumerate(images[:TUNING_IMAGES]):
-            clean = middle(image, TUNING_SIDE)
-            noisy = add_noise(clean, sigma, seed=settings.seed, number=number)
-            estimate = _with_strength(contender.method, noisy, sigma, strength)
-            values.append(psnr(clean, estimate, data_range=data_range(contender.train_set)))
-        return float(np.mean(values))
+        choose = training_images(contender.train_set, count=1, seed=settings.seed).choose
+        clean = [middle(image, TUNING_SIDE) for image in choose[:TUNING_IMAGES]]
+        run = partial(_with_strength, contender.method, strength)
+        scale = data_range(contender.train_set)
+        return float(psnrs(clean, run, sigma, seed=settings.seed, data_range=scale).mean())
 
     return training.choose(path, STRENGTHS[contender.method], quality)
 
@@ -151,60 +141,59 @@ def tuning_budget(contender: Contender, sigmas: Sequence[float], settings: Setti
         f"{contender.estimate.removeprefix('tuned ')} over sigma, the best of "
         f"{len(STRENGTHS[contender.method])} for every noise level by PSNR on held-out training images: "
         f"{values}",
-        machine().processor,
+        processor(),
     )
 
 
-def _as_it_comes(contender: Contender, mixture: Path | None) -> Denoiser:
-    match contender.method:
-        case "noisy":
-            return _blind(f"numpy {np.__version__}", lambda noisy, sigma: noisy)
-        case "patch prior, bundled":
-            prior = ps.load_prior("natural-gray", "cpu")
-            return _blind(training.version_of(prior), training.one_step(prior))
-        case "TV":
-            return Denoiser(f"scikit-image {version('scikit-image')}", total_variation_oracle)
-        case "wavelets":
-            return _blind(f"scikit-image {version('scikit-image')}", wavelets)
-        case "BM3D":
-            return _blind(f"bm3d {version('bm3d')}", bm3d)
-        case "EPLL" if mixture is not None:
-            method = epll.method(mixture)
-            return Denoiser(method.version, method.run)
-    raise InputError(f"there is no method {contender.method!r}, or the file of its mixture is missing.")
+def _as_it_comes(contender: Contender, mixture: Path | None) -> Method:
+    name = contender.method
+    as_they_come: dict[str, Callable[[], Method]] = {
+        "noisy": noisy_itself,
+        BUNDLED: lambda: one_step(name, ps.load_prior("natural-gray", "cpu")),
+        ADAPTED: lambda: _adapted(name),
+        TV: lambda: by_total_variation(name),
+        "wavelets": lambda: blind(
+            name, f"scikit-image {version('scikit-image')}", contender.estimate, wavelets
+        ),
+        "BM3D": lambda: by_bm3d(name),
+    }
+    if mixture is not None:
+        as_they_come[EPLL] = lambda: by_epll(mixture)
+    if name not in as_they_come:
+        raise InputError(f"there is no method {name!r}, or the file of its mixture is missing.")
+    return as_they_come[name]()
 
 
-def _adapted(steps: int) -> Denoiser:
+def _adapted(name: str) -> Method:
     """The bundled prior, adapted to every image; with no limit of time, which nobody could reproduce."""
     prior = ps.load_prior("natural-gray", "cpu")
 
     def restore(noisy: np.ndarray, sigma: float) -> np.ndarray:
-        found = ps.adapt(prior, noisy, sigma, max_seconds=math.inf, max_steps=steps, progress=False)
+        found = ps.adapt(
+            prior, noisy, sigma, max_seconds=math.inf, max_steps=ADAPTATION_STEPS, progress=False
+        )
         estimate: np.ndarray = ps.denoise(noisy, sigma, prior=found.prior)
         return estimate
 
-    return _blind(f"{training.version_of(prior)} adapted in at most {steps} steps", restore)
+    code = f"{version_of(prior)} adapted in at most {ADAPTATION_STEPS} steps"
+    return blind(name, code, ONE_STEP, restore)
 
 
-def _network(contender: Contender, settings: Settings) -> Denoiser:
+def _network(contender: Contender, settings: Settings) -> Method:
     lesson = settings.lesson(contender)
     prior, scale = training.load(lesson, settings.weights), training.scale_of(lesson)
-    if contender.estimate == ONE_STEP:
-        estimate = training.one_step(prior)
-    else:
+    estimate = training.one_step(prior)
+    if contender.estimate != ONE_STEP:
         estimate = partial(training.mean_of_samples, prior, samples=SAMPLES[contender.estimate])
-    return _blind(
-        training.version_of(prior),
+    return blind(
+        contender.method,
+        version_of(prior),
+        contender.estimate,
         lambda noisy, sigma: estimate(scale * noisy, scale * sigma) / scale,
     )
 
 
-def _with_strength(method: str, noisy: np.ndarray, sigma: float, strength: float) -> np.ndarray:
+def _with_strength(method: str, strength: float, noisy: np.ndarray, sigma: float) -> np.ndarray:
     if method == TV:
         return total_variation(noisy, sigma, weight=strength)
     return non_local_means(noisy, sigma, strength=strength)
-
-
-def _blind(code: str, restore: Callable[[np.ndarray, float], np.ndarray]) -> Denoiser:
-    """A denoiser that does not see the clean image."""
-    return Denoiser(code, lambda noisy, sigma, clean: restore(noisy, sigma))

@@ -2,7 +2,7 @@
 
     task = study x shift x test set x noise level x contender        over the images of the test set
 
-The untrained and the classical contenders are measured under every shift of a study, the trained ones
+Untrained and classical contenders are measured under every shift of a study, the trained ones
 under the shifts of their training set.
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.data import PHANTOMS
 from benchmarks.robustness.contenders import (
     ADAPTED,
     BUNDLED,
@@ -25,7 +26,6 @@ from benchmarks.robustness.contenders import (
     TV,
     Contender,
 )
-from benchmarks.robustness.sets import PHANTOMS
 from benchmarks.robustness.shifts import GAIN_SHIFTS, GEOMETRY_SHIFTS, NOISE_SHIFTS, REAL
 from benchmarks.robustness.table import REFERENCE
 from benchmarks.robustness.training import CNN, DDPM, INVARIANT_UNET, NO_INVARIANCE, PATCH_PRIOR, UNET
@@ -61,8 +61,6 @@ class Size(NamedTuple):
     phantom_counts, photograph_counts, scanner_counts : numbers of training images
     learned : number of training images, in the studies of gain, geometry and noise
     references : test sets of photographs
-    minutes : of training on photographs
-    adaptation : steps of the adapted prior on an image, at most
     """
 
     images: int
@@ -77,8 +75,6 @@ class Size(NamedTuple):
     scanner_counts: dict[str, tuple[int, ...]]
     learned: int
     references: tuple[str, ...]
-    minutes: float
-    adaptation: int
 
 
 FULL = Size(
@@ -94,8 +90,6 @@ FULL = Size(
     scanner_counts={"mri_brain/train": (10, 55), "ct_chest/train": (10, 27)},
     learned=100,
     references=("bsd68", "set12"),
-    minutes=1.2,
-    adaptation=30,
 )
 QUICK = Size(
     images=4,
@@ -110,8 +104,6 @@ QUICK = Size(
     scanner_counts={"mri_brain/train": (10,), "ct_chest/train": (10,)},
     learned=100,
     references=("bsd68",),
-    minutes=0.1,
-    adaptation=15,
 )
 
 
@@ -175,7 +167,7 @@ def _conditions(study: str, size: Size) -> Iterator[Condition]:
         case _:
             networks = [BUNDLED_PRIOR, *_networks(PHOTOGRAPHS, (size.learned,))]
             networks = [c for c in networks if SAMPLES.get(c.estimate, 1) == 1]  # many samples are dear
-            if study == "noise":  # under another content: benchmarks.adaptation, on larger images
+            if study == "noise":  # under another content: the study adaptation, on larger images
                 networks.append(BUNDLED_PRIOR._replace(method=ADAPTED))
             if study == "gain":
                 networks.append(Contender(NO_INVARIANCE, ONE_STEP, PHOTOGRAPHS, size.learned))

@@ -1,57 +1,35 @@
-"""Run the robustness benchmark: tune, train, measure, each piece of work in whichever process is free.
+"""The jobs of the robustness study: tune, train, measure, each in whichever process is free.
 
     rows = union over tasks of  { (PSNR, SSIM)(clean, restored(denoised(noisy))) : images of the task }
 
-A task is the smallest piece: its rows come in together. The table on disk is replaced by a longer one
-every few seconds, so a run that is killed loses those seconds, and the same command goes on from there.
-Every process computes with one thread, so that sums are in one order.
+A task is the smallest piece: its rows come in together. Every process computes with one thread, so that
+sums are in one order.
 """
 
 from __future__ import annotations
 
-import hashlib
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from benchmarks.data import data_range, real_pairs, spaced, test_images
+from benchmarks.machine import processor
 from benchmarks.robustness.contenders import ONE_STEP, TUNED, Contender, Settings, ready, tuning_budget
 from benchmarks.robustness.plan import Task
-from benchmarks.robustness.sets import data_range, real_pairs, spaced, test_images
 from benchmarks.robustness.shifts import REAL, Problem, shifted
-from benchmarks.robustness.table import (
-    Budget,
-    Row,
-    budget_path,
-    read_budgets,
-    read_rows,
-    row_key,
-    write_budgets,
-    write_rows,
-)
+from benchmarks.robustness.table import Budget, Row
 from benchmarks.robustness.training import learn
-from benchmarks.speed import machine
+from benchmarks.study import Job
+from benchmarks.tables import read_table, write_table
+from benchmarks.workers import Workers
 from patchscore.errors import InputError
 from patchscore.evaluation.metrics import psnr, ssim
 from patchscore.measurements.noise import estimated_sigma
-
-SECONDS_BETWEEN_TABLES = 15.0
-
-Job = TypeVar("Job")
-Result = TypeVar("Result")
-
-
-class Workers(NamedTuple):
-    """Where the work is done: in processes of this machine, or by the workers of a dask scheduler."""
-
-    processes: int = 1
-    scheduler: str | None = None
 
 
 class Pictures(NamedTuple):
@@ -70,33 +48,25 @@ class Case(NamedTuple):
     problem: Problem
 
 
-def run(tasks: Sequence[Task], settings: Settings, workers: Workers, out: Path) -> list[Row]:
-    """Do what is left of the tasks, and return all of their rows.
-
-    The tables at ``out`` and beside it (:func:`~benchmarks.robustness.table.budget_path`) keep what they
-    hold of other tasks. On a cluster all machines see the data and the folder of weights under the same
-    paths, and run in the folder of the repository.
-
-    Raises
-    ------
-    InputError
-        If a set or a package is missing, a file cannot be written, or there is no such scheduler.
-    """
+def prepare_all(tasks: Sequence[Task], settings: Settings, workers: Workers, path: Path) -> None:
+    """Train and tune what is not in the folder of weights yet; write what it took to ``path``."""
     settings.weights.mkdir(parents=True, exist_ok=True)
-    known, budgets = read_rows(out), read_budgets(budget_path(out))
-    contenders = list(dict.fromkeys(task.contender for task in tasks))
-    with _pool(workers) as spread:
-        for budget in tqdm(
-            spread(partial(prepare, settings=settings), _lessons(tasks)), desc="train", unit="method"
-        ):
-            budgets.append(budget)
-            write_budgets(budget_path(out), budgets)
-        known_of: dict[tuple[object, ...], list[Row]] = {}
-        for row in known:
-            known_of.setdefault(_task_of(row), []).append(row)
-        jobs = [(task, known_of.get(_task_key(task), [])) for task in tasks]
-        jobs.sort(key=lambda job: contenders.index(job[0].contender))  # a worker loads it once
-        return _collect(spread(partial(measure, settings=settings), jobs), len(jobs), known, out)
+    budgets = {budget[:3]: budget for budget in read_table(path, Budget)}
+    todo = lessons(tasks)
+    with workers.spread(partial(prepare, settings=settings), todo) as results:
+        for budget in tqdm(results, total=len(todo), desc="train", unit="method"):
+            budgets[budget[:3]] = budget
+            write_table(path, Budget._fields, sorted(budgets.values()))
+
+
+def lessons(tasks: Sequence[Task]) -> list[tuple[Contender, tuple[float, ...]]]:
+    """What has to be tuned or trained, once each, with the noise levels that it is measured at."""
+    sigmas: dict[Contender, set[float]] = {}
+    for task in tasks:
+        one = task.contender._replace(estimate=TUNED.get(task.contender.method, ONE_STEP))
+        if task.contender.is_prepared_here:
+            sigmas.setdefault(one, set()).add(task.sigma)
+    return [(contender, tuple(sorted(levels))) for contender, levels in sigmas.items()]
 
 
 def prepare(lesson: tuple[Contender, tuple[float, ...]], settings: Settings) -> Budget:
@@ -108,42 +78,31 @@ def prepare(lesson: tuple[Contender, tuple[float, ...]], settings: Settings) -> 
     return learn(settings.lesson(contender), settings.weights)
 
 
-def measure(job: tuple[Task, list[Row]], settings: Settings) -> list[Row]:
-    """The rows of a task; those known that are of the same input and version are taken as they are."""
+def jobs(tasks: Sequence[Task], settings: Settings) -> Iterator[Job]:
+    """The tasks, in the order of their contenders, so that a worker loads each once."""
+    contenders = list(dict.fromkeys(task.contender for task in tasks))
+    for task in sorted(tasks, key=lambda task: contenders.index(task.contender)):
+        version = ready(task.contender, task.sigma, settings).version
+        known = _inputs(task._replace(contender=contenders[0], study=""))
+        keys = [(*_key(task, image, sigma), version, content) for image, sigma, content in known]
+        yield Job(partial(measure, task, settings), keys)
+
+
+def measure(task: Task, settings: Settings) -> list[Row]:
+    """The rows of a task."""
     torch.set_num_threads(1)
-    task, known = job
-    contender = task.contender
-    denoiser = ready(contender, task.sigma, settings)
-    valid = {row_key(row): row for row in known if row.version == denoiser.version}
-    processor = machine().processor
+    denoiser = ready(task.contender, task.sigma, settings)
     scale = data_range(task.test_set)
     rows = []
     for name, sigma, problem in cases(task):
-        row = Row(
-            task.study,
-            task.shift,
-            contender.train_set,
-            contender.images,
-            task.test_set,
-            name,
-            sigma,
-            contender.method,
-            contender.estimate,
-            0.0,
-            0.0,
-            task.seed,
-            denoiser.version,
-            processor,
-            _digest(problem),
+        denoised = problem.restored(denoiser.run(problem.noisy, problem.told, problem.seen))
+        *key, seed = _key(task, name, sigma)
+        found = (
+            round(psnr(problem.clean, denoised, data_range=scale), 4),
+            round(ssim(problem.clean, denoised, data_range=scale), 5),
         )
-        found = valid.get(row_key(row))
-        if found is None or found.input != row.input:
-            denoised = problem.restored(denoiser.run(problem.noisy, problem.told, problem.seen))
-            found = row._replace(
-                psnr=round(psnr(problem.clean, denoised, data_range=scale), 4),
-                ssim=round(ssim(problem.clean, denoised, data_range=scale), 5),
-            )
-        rows.append(found)
+        end = seed, denoiser.version, processor(), problem.digest
+        rows.append(Row._make((*key, *found, *end)))
     return rows
 
 
@@ -172,7 +131,9 @@ def picture(row: Row, tasks: Iterable[Task], settings: Settings) -> Pictures:
     Raises :class:`InputError` if the row is of none of them.
     """
     for task in tasks:
-        if _task_key(task) == _task_of(row) and (task.sigma == row.sigma or task.shift == REAL):
+        if _key(task, row.image, row.sigma) == (*row[:9], row.seed) and (
+            task.sigma == row.sigma or task.shift == REAL
+        ):
             denoiser = ready(task.contender, task.sigma, settings)
             for name, sigma, problem in cases(task):
                 if (name, sigma) == (row.image, row.sigma):
@@ -180,87 +141,19 @@ def picture(row: Row, tasks: Iterable[Task], settings: Settings) -> Pictures:
                     noisy = problem.restored(problem.noisy)
                     return Pictures(problem.clean, noisy, problem.restored(denoised))
     raise InputError(
-        f"no task of this run makes the row {row_key(row)}; take the size and the studies that it was "
+        f"no task of this run makes the row {row}; take the size and the studies that it was "
         "measured with."
     )
 
 
-def _collect(batches: Iterator[list[Row]], count: int, known: Sequence[Row], out: Path) -> list[Row]:
-    """Take rows in as they come, and write the table now and then, and at the end however it comes."""
-    rows: list[Row] = []
-    written = time.monotonic()
-    try:
-        for batch in tqdm(batches, total=count, desc="measure", unit="task"):
-            rows += batch
-            if time.monotonic() - written > SECONDS_BETWEEN_TABLES:
-                write_rows(out, [*known, *rows])
-                written = time.monotonic()
-    finally:
-        write_rows(out, [*known, *rows])
-    return sorted({row_key(row): row for row in rows}.values())
+@lru_cache(maxsize=512)
+def _inputs(task: Task) -> list[tuple[str, float, str]]:
+    """Image, sigma and digest of every case of a task, whoever denoises it."""
+    return [(name, sigma, problem.digest) for name, sigma, problem in cases(task)]
 
 
-@contextmanager
-def _pool(workers: Workers) -> Iterator[Callable[..., Iterator[Any]]]:
-    """(function, jobs) -> results, as they come."""
-    try:
-        from joblib import Parallel, delayed, parallel_config
-    except ImportError as error:
-        raise InputError(
-            "the work is spread over processes by joblib, which is not installed; install it with "
-            "pip install joblib."
-        ) from error
-
-    def spread(function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
-        parallel = Parallel(return_as="generator_unordered", batch_size=1)
-        results: Iterator[Result] = parallel(delayed(function)(job) for job in jobs)
-        return results
-
-    if workers.scheduler is None:
-        with parallel_config("loky", n_jobs=workers.processes, inner_max_num_threads=1):
-            yield spread
-        return
-    with _client(workers.scheduler), parallel_config("dask"):
-        yield spread
-
-
-def _client(address: str) -> Any:
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise InputError(
-            "a scheduler needs dask, which is not installed; install it with pip install "
-            "'patchscore[cluster]', or leave --scheduler out to use the cores of this machine."
-        ) from error
-    try:
-        return Client(address, timeout="10s")
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"there is no dask scheduler at {address} ({error}); start one with dask scheduler, start "
-            "its workers in the folder of the repository, and pass the address that it prints."
-        ) from error
-
-
-def _lessons(tasks: Sequence[Task]) -> list[tuple[Contender, tuple[float, ...]]]:
-    """What has to be tuned or trained, once each, with the noise levels that it is measured at."""
-    sigmas: dict[Contender, set[float]] = {}
-    for task in tasks:
-        one = task.contender._replace(estimate=TUNED.get(task.contender.method, ONE_STEP))
-        if task.contender.is_prepared_here:
-            sigmas.setdefault(one, set()).add(task.sigma)
-    return [(contender, tuple(sorted(levels))) for contender, levels in sigmas.items()]
-
-
-def _task_key(task: Task) -> tuple[object, ...]:
-    return (task.study, task.shift, task.test_set, task.seed, *task.contender)
-
-
-def _task_of(row: Row) -> tuple[object, ...]:
-    """What :func:`_task_key` gives for the task of the row; several noise levels share it."""
-    contender = row.method, row.estimate, row.train_set, row.training_images
-    return (row.study, row.shift, row.test_set, row.seed, *contender)
-
-
-def _digest(problem: Problem) -> str:
-    content = problem.clean.tobytes() + problem.noisy.tobytes() + np.float64(problem.told).tobytes()
-    return hashlib.sha256(content).hexdigest()[:12]
+def _key(task: Task, image: str, sigma: float) -> tuple[str | int | float, ...]:
+    """The columns that tell a row from all others."""
+    method, estimate, train_set, count = task.contender
+    place = task.study, task.shift, train_set, count, task.test_set
+    return (*place, image, sigma, method, estimate, task.seed)

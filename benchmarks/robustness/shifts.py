@@ -21,8 +21,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 from skimage.transform import rescale
 
-from benchmarks.quality import add_noise
-from benchmarks.robustness.sets import middle
+from benchmarks.data import add_noise, digest, middle
 from patchscore.errors import InputError
 
 CORRELATION_WIDTH = 1.0  # standard deviation of h in pixels
@@ -48,6 +47,11 @@ class Problem(NamedTuple):
     def seen(self) -> np.ndarray:
         """``clean`` in the unit of the shifted image, for an oracle."""
         return self.gain * self.clean + self.offset
+
+    @property
+    def digest(self) -> str:
+        """Of everything that a result depends on beside the method."""
+        return digest(self.clean, self.noisy, self.told)
 
     def restored(self, estimate: np.ndarray) -> np.ndarray:
         """The estimate in the unit of ``clean``."""

@@ -1,22 +1,24 @@
-"""The tables of the robustness benchmark: what was measured, and what the training cost.
+"""The tables of the robustness study: what was measured, and what the training cost.
 
     robustness.csv           one row per study, shift, training set, image, sigma, method and seed
     robustness-budget.csv    one row per method and training set
 
 The first holds nothing that changes from run to run: the same seed and the same weights give the same
-bytes. Seconds are in the second.
+rows. Seconds are in the second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.data import read_table, write_table
-
 STUDIES = "phantoms", "gain", "content", "scanner", "geometry", "noise"
 REFERENCE = "none"  # the shift of the rows that the others of a study are compared with
+KEY = (
+    *("study", "shift", "train_set", "training_images", "test_set"),
+    *("image", "sigma", "method", "estimate", "seed"),
+)
+DEPENDS = "version", "input"
 
 
 class Row(NamedTuple):
@@ -75,32 +77,6 @@ class Budget(NamedTuple):
     machine: str
 
 
-def row_key(row: Row) -> tuple[str | int | float, ...]:
-    """What a row is about; two rows of one table differ in it."""
-    return (*row[:9], row.seed)
-
-
 def budget_path(path: Path) -> Path:
     """The table of budgets that belongs to a table of rows: ``x.csv`` -> ``x-budget.csv``."""
     return path.with_name(f"{path.stem}-budget{path.suffix}")
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Read the rows; none if there is no file. Raises InputError for another kind of file."""
-    return read_table(path, Row, "the robustness benchmark")
-
-
-def read_budgets(path: Path) -> list[Budget]:
-    """Read the budgets; none if there is no file. Raises InputError for another kind of file."""
-    return read_table(path, Budget, "the robustness benchmark")
-
-
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write the rows in their order, the last of every key, whole or not at all."""
-    write_table(path, Row._fields, sorted({row_key(row): row for row in rows}.values()))
-
-
-def write_budgets(path: Path, budgets: Iterable[Budget]) -> None:
-    """Write the budgets in their order, the last of every training, whole or not at all."""
-    latest = {budget[:3]: budget for budget in budgets}
-    write_table(path, Budget._fields, sorted(latest.values()))

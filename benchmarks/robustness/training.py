@@ -1,4 +1,4 @@
-"""The networks of the robustness benchmark, trained for equal minutes on the same images.
+"""The networks of the robustness study, trained for equal minutes or steps on the same images.
 
     min over weights  E |sigma s(x + sigma z, sigma) + z|^2     x: crops, sigma log-uniform, z ~ N(0, I)
 
@@ -22,24 +22,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors.torch
 import torch
 
 import patchscore as ps
-from benchmarks.quality import add_noise, prior_digest
-from benchmarks.robustness.sets import (
-    PHANTOMS,
-    TrainingImages,
-    data_range,
-    middle,
-    training_images,
-)
+from benchmarks.data import PHANTOMS, TrainingImages, data_range, middle, psnrs, training_images
+from benchmarks.machine import processor
 from benchmarks.robustness.table import Budget
-from benchmarks.speed import machine
 from patchscore.errors import InputError
 from patchscore.evaluation import baselines
 from patchscore.evaluation.baselines import Denoiser, on_arrays
-from patchscore.evaluation.metrics import psnr
 from patchscore.evaluation.networks import ConvScore, UNetScore, WholeImagePrior
 from patchscore.storage import replacing
 
@@ -61,23 +52,13 @@ SHARES = {"disks": 1 / 3, "rectangles": 1 / 3, "mri_brain/train": 1 / 2, "ct_che
 
 
 class Effort(NamedTuple):
-    """What is spent on a network.
-
-    Attributes
-    ----------
-    minutes, steps : of training on photographs; or steps on everything, if they are given
-    width : how many times as many hidden channels it has as by default
-    device : where it learns, and is measured
-    """
+    """What is spent on a network: minutes of training on photographs, or, if they are given, steps."""
 
     minutes: float
     steps: int | None = None
-    width: int = 1
-    device: str = "cpu"
 
     def __str__(self) -> str:
-        length = f"{self.minutes:g}-minutes" if self.steps is None else f"{self.steps}-steps"
-        return f"{length}-width-{self.width}" if self.width > 1 else length
+        return f"{self.minutes:g}-minutes" if self.steps is None else f"{self.steps}-steps"
 
 
 class Lesson(NamedTuple):
@@ -146,7 +127,7 @@ def learn(lesson: Lesson, folder: Path) -> Budget:
         f"learning rate {training['learning_rate']:g}; {choice.value:g} was the best of "
         f"{len(choice.candidates)} by PSNR on held-out training images after {SHARE_OF_A_TRIAL:.0%} of "
         f"a training each, {choice.seconds:.0f} s in all, and is halved if the training diverges",
-        machine().processor,
+        processor(),
     )
 
 
@@ -173,21 +154,21 @@ def attempt(lesson: Lesson, images: TrainingImages, rate: float) -> tuple[Prior 
 def quality(prior: Prior, lesson: Lesson, images: Sequence[np.ndarray]) -> float:
     """The mean PSNR on the middle of images that were not learned from, at one noise level."""
     estimate, scale = one_step(prior), scale_of(lesson)
-    sigma = 0.5 if lesson.train_set in PHANTOMS else 25.0
-    values = []
-    for number, image in enumerate(images):
-        clean = middle(image, HELD_OUT_SIDE)
-        noisy = add_noise(clean, sigma, seed=lesson.seed, number=number)
-        found = estimate(scale * noisy, scale * sigma) / scale
-        values.append(psnr(clean, found, data_range=data_range(lesson.train_set)))
-    return float(np.mean(values))
+    found = psnrs(
+        [middle(image, HELD_OUT_SIDE) for image in images],
+        lambda noisy, sigma: estimate(scale * noisy, scale * sigma) / scale,
+        0.5 if lesson.train_set in PHANTOMS else 25.0,
+        seed=lesson.seed,
+        data_range=data_range(lesson.train_set),
+    )
+    return float(found.mean())
 
 
 def trained(lesson: Lesson, images: Sequence[np.ndarray], rate: float) -> Prior:
     """A network after its training with this learning rate."""
     torch.manual_seed(lesson.seed)
     scaled = [scale_of(lesson) * image for image in images]
-    prior = _untrained(lesson.network, scaled, lesson.effort.width).to(lesson.effort.device)
+    prior = _untrained(lesson.network, scaled)
     steps, minutes = lesson.effort.steps, None
     if steps is None:
         minutes = lesson.effort.minutes * SHARES.get(lesson.train_set, 1.0)
@@ -213,7 +194,7 @@ def trained(lesson: Lesson, images: Sequence[np.ndarray], rate: float) -> Prior:
 def load(lesson: Lesson, folder: Path) -> Prior:
     """The trained network. Raises InputError if there is none."""
     kind = ps.PatchPrior if lesson.network.startswith(PATCH_PRIOR) else WholeImagePrior
-    return kind.load(lesson.path(folder)).to(lesson.effort.device)
+    return kind.load(lesson.path(folder))
 
 
 def one_step(prior: Prior) -> Denoiser:
@@ -239,31 +220,19 @@ def mean_of_samples(prior: Prior, noisy: np.ndarray, sigma: float, *, samples: i
     return on_arrays(draw, prior.network.like)(noisy, sigma)
 
 
-def version_of(prior: Prior) -> str:
-    """What its results depend on: the code, and a digest of the weights."""
-    if isinstance(prior, ps.PatchPrior):
-        digest = prior_digest(prior)
-    else:
-        settings: list[object] = [type(prior.network).__name__, prior.network.settings()]
-        settings += [prior.data_mean, prior.data_std, prior.invariant]
-        weights = safetensors.torch.save(prior.network.state_dict())
-        digest = hashlib.sha256(json.dumps(settings).encode() + weights).hexdigest()[:12]
-    return f"patchscore {ps.__version__} prior {digest}"
-
-
 def scale_of(lesson: Lesson) -> float:
     """From the unit of the images to that of the network."""
     return NETWORK_RANGE / data_range(lesson.train_set)
 
 
-def _untrained(network: str, images: Sequence[np.ndarray], width: int) -> Prior:
+def _untrained(network: str, images: Sequence[np.ndarray]) -> Prior:
     match network:
         case "patch prior":
-            return ps.PatchPrior(ps.ConvEnergy((5, 3, 3), (1, 2, 3), width=32 * width))
+            return ps.PatchPrior(ps.ConvEnergy((5, 3, 3), (1, 2, 3), width=32))
         case "patch prior, no invariance":
             clique = ps.PatchEnergy(
                 9,
-                width=128 * width,
+                width=128,
                 scale_invariant=False,
                 brightness_invariant=False,
                 flip_invariant=False,
@@ -271,11 +240,11 @@ def _untrained(network: str, images: Sequence[np.ndarray], width: int) -> Prior:
             )
             return ps.PatchPrior(clique)
         case "CNN":
-            return WholeImagePrior.for_images(ConvScore(width=48 * width), images)
+            return WholeImagePrior.for_images(ConvScore(width=48), images)
         case "U-Net":
-            return WholeImagePrior.for_images(UNetScore(width=32 * width), images)
+            return WholeImagePrior.for_images(UNetScore(width=32), images)
         case "U-Net, invariant":
-            return WholeImagePrior.for_images(UNetScore(width=32 * width), images, invariant=True)
+            return WholeImagePrior.for_images(UNetScore(width=32), images, invariant=True)
         case "DDPM":
-            return WholeImagePrior.for_images(UNetScore(width=32 * width, noise_level="film"), images)
+            return WholeImagePrior.for_images(UNetScore(width=32, noise_level="film"), images)
     raise InputError(f"there is no network {network!r}.")
