@@ -259,7 +259,7 @@ def test_the_figure_shows_image_and_map(field, expected):
 def test_text_surprises_a_prior_of_photographs(name):
     prior = ps.load_prior(name, device="cpu")
     if KEY not in prior.card:
-        pytest.skip("no expectation is stored yet: python -m benchmarks.surprise --store")
+        pytest.skip("no expectation is stored yet: python -m benchmarks surprise --store")
     rng = np.random.default_rng(0)
     page, photograph = (x + 25 * rng.standard_normal(x.shape) for x in (data.page(), data.camera()))
     assert surprise(prior, page, 25).value > surprise(prior, photograph, 25).value

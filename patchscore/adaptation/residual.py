@@ -26,7 +26,7 @@ from patchscore.adaptation.risk import Response
 from patchscore.measurements.noise import estimated_sigma
 
 # A residual outside these bounds is not explained by the given noise. They separate white noise of the
-# right level, with a false-positive rate of 2 %, from other noise: python -m benchmarks.residuals.
+# right level, with a false-positive rate of 2 %, from other noise: python -m benchmarks residuals.
 VARIANCES = 0.75, 1.25
 # Narrower bounds, used if the finest wavelet coefficients agree. A pattern that the prior does not know
 # changes the variance as much as a wrong level does, but not the wavelet estimate, which is too high on
