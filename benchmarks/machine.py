@@ -18,6 +18,7 @@ import torch
 from patchscore.errors import InputError
 
 PAUSE = 0.5
+FOREVER = 1e9  # seconds, for what should not depend on a clock
 Result = TypeVar("Result")
 
 

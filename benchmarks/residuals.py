@@ -29,6 +29,7 @@ import torch
 import patchscore as ps
 from benchmarks.adaptation_jobs import ALL, SHOWN_DOCUMENTS, load
 from benchmarks.data import HELD_OUT_EVERY, NamedImage, bundled, middle, spaced
+from benchmarks.machine import FOREVER
 from benchmarks.methods import version_of
 from benchmarks.robustness.shifts import NOISE, shifted
 from benchmarks.robustness.summary import HARMLESS
@@ -127,7 +128,7 @@ def measure(
         problem.noisy,
         problem.told,
         generator=torch.Generator().manual_seed(seed),
-        max_seconds=math.inf if is_adapted_to else 1e-9,
+        max_seconds=FOREVER if is_adapted_to else 1e-9,
         max_steps=STEPS,
         progress=False,
     )

@@ -11,7 +11,6 @@ Only an oracle sees the clean image.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from importlib.metadata import version
@@ -22,7 +21,7 @@ import numpy as np
 
 import patchscore as ps
 from benchmarks.data import data_range, middle, psnrs, training_images
-from benchmarks.machine import processor
+from benchmarks.machine import FOREVER, processor
 from benchmarks.methods import (
     Method,
     blind,
@@ -170,7 +169,7 @@ def _adapted(name: str) -> Method:
 
     def restore(noisy: np.ndarray, sigma: float) -> np.ndarray:
         found = ps.adapt(
-            prior, noisy, sigma, max_seconds=math.inf, max_steps=ADAPTATION_STEPS, progress=False
+            prior, noisy, sigma, max_seconds=FOREVER, max_steps=ADAPTATION_STEPS, progress=False
         )
         estimate: np.ndarray = ps.denoise(noisy, sigma, prior=found.prior)
         return estimate
