@@ -40,7 +40,7 @@ class PatchPrior(Trainable):
     Parameters
     ----------
     network
-        What scores a patch: a :class:`ConvEnergy`, a :class:`PatchEnergy` or any other clique.
+        What scores a patch: a :class:`ConvEnergy`, a :func:`PatchEnergy` or any other clique.
     assembly
         ``"sum"`` (the default) for clique potentials. For patch marginals ``"mean"`` (over the patches
         that overlap at a pixel), ``"center"`` (only from the patch centred on it), ``"partition"`` (from

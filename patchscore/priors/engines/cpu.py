@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchscore.linear_algebra import expand
-from patchscore.priors.engines.layers import Layers, Precision
+from patchscore.priors.engines.layers import Layers, Precision, row_kernels, summed_rows
 from patchscore.priors.patches import KEPT_BYTES, Boundary, PatchGrid, source_index, tiling
 
 # Units of one layer in flight at once, 8 MB: above 32 MB the system takes the memory back each time.
@@ -72,7 +72,7 @@ class _TileForce:
         self.mixes = [_packed(kernel, dtype) for kernel in others]
         self.biases = [bias.to(dtype) for bias in layers.biases[1:]]
         first, *others = [*layers.kernels[:-1], layers.readout.view(-1, 1, 1, 1) * layers.kernels[-1]]
-        self.drop = _packed(first.flip(-1).flatten(1, 2)[:, :, None].transpose(0, 1), torch.float32)
+        self.drop = _packed(row_kernels(first), torch.float32)
         self.spreads = [_packed(kernel.flip(-2, -1).transpose(0, 1), dtype) for kernel in others]
 
     def __call__(self, u: Tensor, weights: Tensor | None) -> Tensor:
@@ -87,21 +87,13 @@ class _TileForce:
             rim = d * (spread.shape[-1] - 1)
             force = _convolution(force, spread, padding=(rim, rim), dilation=d)
             torch.ops.aten.gelu_backward.grad_input(force, hidden.pop(), grad_input=force)
-        return self._rows_adjoint(_convolution(force.float(), self.drop, padding=(0, self.side - 1)))
+        rows = _convolution(force.float(), self.drop, padding=(0, self.side - 1))
+        return summed_rows(rows, self.side)
 
     def _rows(self, u: Tensor) -> Tensor:
         """k_1 rows as channels: (b, C, h, w) -> (b, C k_1, h - k_1 + 1, w)."""
         windows = u.unfold(2, self.side, 1).permute(0, 2, 3, 1, 4)
         return windows.flatten(3).permute(0, 3, 1, 2)
-
-    def _rows_adjoint(self, rows: Tensor) -> Tensor:
-        """Its adjoint, the sum over the channels that a row went to."""
-        images, channels, height, width = rows.shape
-        rows = rows.unflatten(1, (-1, self.side))
-        u = torch.zeros(images, channels // self.side, height + self.side - 1, width)
-        for row in range(self.side):
-            u[:, :, row : row + height] += rows[:, :, row]
-        return u
 
 
 def _convolution(

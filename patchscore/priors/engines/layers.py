@@ -160,9 +160,18 @@ def _first_adjoint(force: Tensor, kernel: Tensor) -> Tensor:
     _, channels, side, _ = kernel.shape
     if force.shape[2:] == (1, 1):
         return F.linear(force[..., 0, 0], kernel.flatten(1).T).view(-1, channels, side, side)
-    height = force.shape[2] + side - 1
-    across = kernel.flip(-1).flatten(1, 2)[:, :, None].transpose(0, 1)
-    rows = F.conv2d(force, across, padding=(0, side - 1)).unflatten(1, (channels, side))
+    return summed_rows(F.conv2d(force, row_kernels(kernel), padding=(0, side - 1)), side)
+
+
+def row_kernels(kernel: Tensor) -> Tensor:
+    """The adjoint of each row of W_1 by itself: (outputs, C, k, k) -> (C k, outputs, 1, k)."""
+    return kernel.flip(-1).flatten(1, 2)[:, :, None].transpose(0, 1)
+
+
+def summed_rows(rows: Tensor, side: int) -> Tensor:
+    """What the rows of patches put into an image: (B, C k, h, w) -> (B, C, h + k - 1, w)."""
+    rows = rows.unflatten(1, (-1, side))
+    height = rows.shape[3] + side - 1
     # Row i belongs i pixels further down: with a line of zeros more than the image has, it gets there.
     skewed = F.pad(rows, (0, 0, 0, side)).flatten(2, 3)[:, :, : side * height]
     image: Tensor = skewed.unflatten(2, (side, height)).sum(2)
