@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import patchscore as ps
+from benchmarks.__main__ import STUDIES, main
 from patchscore import cli
 
 ROOT = Path(__file__).parent.parent
@@ -63,6 +65,16 @@ def test_the_examples_of_a_page_run_from_top_to_bottom(
 def test_a_command_of_patchscore_is_understood(line: str) -> None:
     if line.startswith("patchscore "):
         cli._parser().parse_args(shlex.split(line)[1:])
+
+
+@pytest.mark.parametrize("line", lines_of("python -m benchmarks"))
+def test_a_command_of_the_benchmarks_is_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = shlex.split(line.partition("python -m benchmarks")[2])
+    for name in STUDIES:
+        study = import_module(f"benchmarks.{name.replace('-', '_')}").STUDY
+        monkeypatch.setattr(type(study), "run", lambda study, options: 0)
+    if words != ["--help"]:
+        assert main(words) == 0
 
 
 def test_every_public_name_is_in_the_reference_once() -> None:
