@@ -161,16 +161,9 @@ def from_noisy(prior: ps.PatchPrior, report: Report) -> Learned:
     correlations = [float(value) for residual in report.residuals for value in residual.correlation]
     variance = max(variances, key=lambda variance: abs(variance - 1))
     correlation: float = max(correlations, key=abs)
-    return Learned(
-        prior,
-        int(report.adapted),
-        round(report.gain, 5),
-        round(report.error, 5),
-        round(variance, 4),
-        round(correlation, 4),
-        report.steps,
-        round(report.seconds, 1),
-    )
+    gain = int(report.adapted), round(report.gain, 5), round(report.error, 5)
+    residual = round(variance, 4), round(correlation, 4)
+    return Learned(prior, *gain, *residual, report.steps, round(report.seconds, 1))
 
 
 def from_clean(lesson: Lesson, report: Report, settings: Settings) -> Learned:

@@ -127,32 +127,13 @@ def measure(name: str, minutes: float, seed: int, version: str) -> list[Row]:
         mixed_precision=True,
         progress=False,
     )
-    low, middle, high = (round(value, 3) for value in held_out_psnr(prior))
-    return [
-        Row(
-            name,
-            candidate.clique,
-            " ".join(map(str, candidate.sides)),
-            " ".join(map(str, candidate.dilations)),
-            network.patch_shape[0],
-            candidate.width,
-            len(candidate.sides),
-            8,
-            "gelu",
-            sum(p.numel() for p in network.parameters()),
-            multiply_adds(prior),
-            candidate.optimizer,
-            candidate.learning_rate,
-            minutes,
-            len(history.loss),
-            low,
-            middle,
-            high,
-            round(microseconds_per_pixel(prior), 3),
-            seed,
-            version,
-        )
-    ]
+    sides, dilations = (" ".join(map(str, d)) for d in (candidate.sides, candidate.dilations))
+    shape = network.patch_shape[0], candidate.width, len(candidate.sides), 8, "gelu"
+    size = sum(p.numel() for p in network.parameters()), multiply_adds(prior)
+    training = candidate.optimizer, candidate.learning_rate, minutes, len(history.loss)
+    found = *(round(value, 3) for value in held_out_psnr(prior)), round(microseconds_per_pixel(prior), 3)
+    start = name, candidate.clique, sides, dilations
+    return [Row._make((*start, *shape, *size, *training, *found, seed, version))]
 
 
 def microseconds_per_pixel(prior: ps.PatchPrior) -> float:

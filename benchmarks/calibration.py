@@ -92,23 +92,11 @@ def measure(
     with torch.no_grad():
         tweedie = prior.denoise(y, sigma)
     variance = chain.variance.mean().item()
-    return [
-        Row(
-            image.name,
-            sigma,
-            levels,
-            order,
-            samples,
-            seed,
-            prior_digest(prior),
-            round(_psnr(truth, tweedie), 4),
-            round(_psnr(truth, chain.mean), 4),
-            round((chain.mean - truth).square().mean().item() - variance / samples, 4),
-            round(variance, 4),
-            round(coverage(chain.samples, truth, 0.9).share, 5),
-            round(seconds, 1),
-        )
-    ]
+    error = (chain.mean - truth).square().mean().item() - variance / samples
+    quality = _psnr(truth, tweedie), _psnr(truth, chain.mean), error, variance
+    share = round(coverage(chain.samples, truth, 0.9).share, 5)
+    schedule = image.name, sigma, levels, order, samples, seed, prior_digest(prior)
+    return [Row._make((*schedule, *(round(value, 4) for value in quality), share, round(seconds, 1)))]
 
 
 def summary(rows: Sequence[Row], options: argparse.Namespace) -> str:

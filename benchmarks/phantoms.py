@@ -125,22 +125,13 @@ def measure(
     clean = phantoms(images, TEST, seed)
     contrasts = clean.amax((1, 2, 3)) - clean.amin((1, 2, 3))
     y = noisy(clean, sigma, TEST, seed)
-    return [
-        Row(
-            number,
-            round(float(contrasts[number]), 4),
-            sigma,
-            estimate.method,
-            round(value, 4),
-            estimate.levels,
-            estimate.steps,
-            estimate.falls[number] if estimate.falls else None,
-            seed,
-            code,
-        )
-        for estimate in run(clean, y, sigma, seed)
-        for number, value in enumerate(_psnrs(clean, estimate.images))
-    ]
+    rows = []
+    for method, estimates, levels, steps, fell in run(clean, y, sigma, seed):
+        for number, value in enumerate(_psnrs(clean, estimates)):
+            contrast, fallen = round(float(contrasts[number]), 4), fell[number] if fell else None
+            start = number, contrast, sigma, method, round(value, 4)
+            rows.append(Row(*start, levels, steps, fallen, seed, code))
+    return rows
 
 
 def train(folder: Path, *, minutes: float, seed: int) -> list[Trained]:

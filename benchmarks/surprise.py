@@ -94,20 +94,11 @@ def measure(
         values[set_name, sigma] = found
         low, high = binom.interval(0.9, len(found), 0.05)
         usual = set_name in PHOTOGRAPHS
-        rows.append(
-            Row(
-                name,
-                set_name,
-                sigma,
-                len(found),
-                int((found > 1).sum()),
-                f"{low:.0f} to {high:.0f}" if usual else "",
-                round(float(np.median(found)), 3),
-                None if usual else round(auc(found, values[PHOTOGRAPHS[1], sigma]), 3),
-                seed,
-                code,
-            )
-        )
+        exceed, median = int((found > 1).sum()), round(float(np.median(found)), 3)
+        expected = f"{low:.0f} to {high:.0f}" if usual else ""
+        area = None if usual else round(auc(found, values[PHOTOGRAPHS[1], sigma]), 3)
+        start = name, set_name, sigma, len(found)
+        rows.append(Row(*start, exceed, expected, median, area, seed, code))
     return rows
 
 

@@ -72,49 +72,24 @@ COLOUR = {
     "2 x 2 means, scaled to 0..1",
     "terms": TERMS.format("natural-color"),
 }
+FIRST = Stage(18_000, 80, 4, 8e-3, 0.7)
+LATER = (
+    Stage(3_000, 112, 3, 3e-3, 1.0),
+    Stage(5_000, 112, 3, 5e-3, 1.0),
+    Stage(4_500, 112, 3, 5e-3, 1.6),
+)
+IN_COLOUR = (
+    Stage(10_000, 80, 4, 8e-3, 0.7),
+    Stage(6_000, 112, 3, 4e-3, 1.0),
+    Stage(8_000, 128, 3, 5e-3, 1.0),
+)
+DEEPER = (7, 3, 3, 3, 3), (1, 2, 3, 4, 3), 80
 RECIPES = {
     "natural-gray": Recipe(
-        "bsd400",
-        10,
-        False,
-        (7, 3, 3, 3),
-        (1, 2, 3, 3),
-        64,
-        (1, 60),
-        (
-            Stage(18_000, 80, 4, 8e-3, 0.7),
-            Stage(3_000, 112, 3, 3e-3, 1.0),
-            Stage(5_000, 112, 3, 5e-3, 1.0),
-            Stage(4_500, 112, 3, 5e-3, 1.6),
-        ),
-        GRAY,
+        "bsd400", 10, False, (7, 3, 3, 3), (1, 2, 3, 3), 64, (1, 60), (FIRST, *LATER), GRAY
     ),
-    "natural-gray-fast": Recipe(
-        "bsd400",
-        10,
-        False,
-        (5, 3, 3),
-        (1, 2, 3),
-        32,
-        (1, 60),
-        (Stage(18_000, 80, 4, 8e-3, 0.7),),
-        GRAY,
-    ),
-    "natural-color": Recipe(
-        "bsd432",
-        11,
-        True,
-        (7, 3, 3, 3, 3),
-        (1, 2, 3, 4, 3),
-        80,
-        (0.4, 80),
-        (
-            Stage(10_000, 80, 4, 8e-3, 0.7),
-            Stage(6_000, 112, 3, 4e-3, 1.0),
-            Stage(8_000, 128, 3, 5e-3, 1.0),
-        ),
-        COLOUR,
-    ),
+    "natural-gray-fast": Recipe("bsd400", 10, False, (5, 3, 3), (1, 2, 3), 32, (1, 60), (FIRST,), GRAY),
+    "natural-color": Recipe("bsd432", 11, True, *DEEPER, (0.4, 80), IN_COLOUR, COLOUR),
 }
 
 

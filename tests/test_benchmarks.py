@@ -274,8 +274,8 @@ def test_shares_growth_and_start(prior, monkeypatch) -> None:
     assert ratio.median == pytest.approx(max(medians) / min(medians))
 
     assert [line.unit for line in throughput.start_up(str(prior), rounds=1)] == ["s", "s"]
-    with pytest.raises(InputError, match="there is no prior 'nowhere'"):
-        throughput.start_up("nowhere", rounds=1)
+    with pytest.raises(InputError, match="failed: there is no prior"):
+        throughput._process(["-c", "raise SystemExit('there is no prior')"])
 
 
 @pytest.mark.parametrize(
