@@ -576,7 +576,7 @@ def test_checkpoint_of_another_network_images_or_objective_is_refused(images, tm
         return denoising_score_matching(prior, clean, sigma, generator=generator)
 
     options = {"steps": 4, "checkpoint": path}
-    with pytest.raises(InputError, match=r"another run \(network {.*patch_size"):
+    with pytest.raises(InputError, match=r"another run \(network {.*'sides': \[3, .*'sides': \[4, "):
         train(tiny_prior(patch_size=4), images, **options)
     with pytest.raises(InputError, match=r"\(digest \w+ -> \w+, images 3 -> 2\)"):
         train(tiny_prior(), images[:2], **options)
