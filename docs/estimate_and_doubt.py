@@ -1,4 +1,4 @@
-"""The figure of the README: python docs/estimate_and_doubt.py (two minutes on one core)."""
+"""The figure of the README: python docs/estimate_and_doubt.py (half a minute on one core)."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ error = np.abs(estimate - clean)
 for ax, image, title in zip(axes, (noisy, estimate), ("noisy", "estimate"), strict=False):
     ax.imshow(image, cmap="gray", vmin=0, vmax=255)
     ax.set_title(title)
-for ax, image, title in zip(axes[2:], (std, error), ("doubt (posterior std)", "error"), strict=True):
+for ax, image, title in zip(axes[2:], (std, error), ("posterior std", "error"), strict=True):
     drawn = ax.imshow(image, cmap="magma", vmin=0, vmax=25)
     ax.set_title(title)
 figure.colorbar(drawn, ax=axes, label="of 255", shrink=0.85)
