@@ -31,8 +31,8 @@ from benchmarks.adaptation_jobs import ALL, SHOWN_DOCUMENTS, load
 from benchmarks.data import HELD_OUT_EVERY, NamedImage, bundled, middle, spaced
 from benchmarks.machine import FOREVER
 from benchmarks.methods import version_of
+from benchmarks.robustness.claims import HARMLESS
 from benchmarks.robustness.shifts import NOISE, shifted
-from benchmarks.robustness.summary import HARMLESS
 from benchmarks.study import PRIOR, SEED, SIGMAS, Job, Option, Study
 from benchmarks.tables import frame_of, markdown
 from patchscore.adaptation.residual import suspicions

@@ -22,6 +22,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 import patchscore as ps
 from benchmarks import data as sets
 from benchmarks.robustness import contenders, plan, run, shifts, study, summary, table, training
+from benchmarks.robustness.claims import claims
 from benchmarks.tables import Table, read_table
 from benchmarks.workers import Workers
 from patchscore.errors import InputError
@@ -509,7 +510,7 @@ def test_only_what_has_learned_from_the_same_images_is_compared() -> None:
 
 
 def test_claims_are_read_off_the_rows() -> None:
-    assert summary.claims(small_table(), []) == [["expected", "measured", "so"]]
+    assert claims(small_table(), []) == [["expected", "measured", "so"]]
     values = {"none": (30.0, 28.0), "gain 10": (29.994, 25.0)}
     names = training.PATCH_PRIOR, training.NO_INVARIANCE
     rows = [
@@ -519,7 +520,7 @@ def test_claims_are_read_off_the_rows() -> None:
     ]
     for steps, verdict in ((600, "yes"), (30, "not known: 30 steps of training, and 600 are needed")):
         budget = table.Budget(training.NO_INVARIANCE, "", 0, 1, 1.0, steps, "", "")
-        assert [line[1:] for line in summary.claims(rows, [budget])[1:]] == [
+        assert [line[1:] for line in claims(rows, [budget])[1:]] == [
             ["+0.0060 dB", "yes"],
             ["+3.0000 dB", verdict],
         ]

@@ -82,7 +82,7 @@ def rows(sigmas: tuple[float, ...] = (15.0, 25.0), cnn: str = "CNN") -> list[Row
 def budgets(tuned: str = "learning rate 0.004, the best of 5") -> list[Budget]:
     return [
         Budget("patch prior", "bsd400", 100, 12345, 71.6, 900, tuned, "a processor"),
-        Budget("CNN", "bsd400", 100, 67890, 72.1, 400, tuned, "a processor"),
+        Budget("CNN", "bsd400", 100, 67890, 72.1, 1400, tuned, "a processor"),
     ]
 
 
@@ -310,6 +310,16 @@ def test_without_a_loss_it_says_so(tmp_path) -> None:
     winning = [row._replace(psnr=row.psnr - 20 * (row.method != "patch prior")) for row in rows()]
     write_report(tmp_path / "report.html", winning, budgets(), [])
     assert "No other method is ahead" in " ".join(Page(tmp_path / "report.html").words)
+
+
+def test_networks_that_learned_too_little_get_no_verdict(tmp_path) -> None:
+    path = tmp_path / "report.html"
+    short = [budget._replace(steps=200) for budget in budgets()[1:]]
+    write_report(path, rows(), [budgets()[0], *short], pictures())
+    text = path.read_text(encoding="utf-8")
+    assert "No verdict: a network has learned for 200 steps only" in text
+    assert "behind in" not in text
+    assert "losses</summary>" not in text
 
 
 def test_hostile_names_are_text(tmp_path) -> None:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.robustness.claims import no_verdict
 from benchmarks.robustness.figures import (
     Line,
     Point,
@@ -100,14 +101,15 @@ def write_report(
             f"the report compares with the method {PATCH_PRIOR!r}, and these rows are of {present}; "
             f"run the benchmark with {PATCH_PRIOR!r} among its methods."
         )
+    note = no_verdict(budgets)
     lost = sorted((p for p in pictures if _lead(p) > 0), key=_lead, reverse=True)
     others = [p for p in pictures if not _lead(p) > 0]
     looks = _looks(in_order(series for training in found for _, series in training.psnr))
     page = Template((HERE / "report.html").read_text(encoding="utf-8")).substitute(
         style=(HERE / "report.css").read_text(encoding="utf-8"),
         script=(HERE / "report.js").read_text(encoding="utf-8"),
-        headline=_headline(rows, found),
-        losses=_losses(found) + _gallery(lost, 0),
+        headline=f'<p class="lead">{note}</p>' if note else _headline(rows, found),
+        losses=("" if note else _losses(found)) + _gallery(lost, 0),
         matrix=_matrix(found),
         prices=_prices(rows),
         studies="".join(_study(study, found, looks) for study in STUDIES),

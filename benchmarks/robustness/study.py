@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks.data import data_range
 from benchmarks.robustness import run, summary
+from benchmarks.robustness.claims import claims, no_verdict
 from benchmarks.robustness.contenders import Settings
 from benchmarks.robustness.plan import FULL, QUICK, Task, tasks
 from benchmarks.robustness.prices import price_table
@@ -80,11 +81,12 @@ def summarise(rows: Sequence[Row], options: argparse.Namespace) -> str:
 
 def tables(rows: Sequence[Row], budgets: Sequence[Budget]) -> str:
     """What is expected and measured, the PSNR, and the prices."""
-    found = [
-        markdown(summary.claims(rows, budgets)),
-        "Mean PSNR in dB, of the same images in every column:",
-        markdown(summary.headline(rows)),
-    ]
+    expected, note = claims(rows, budgets), no_verdict(budgets)
+    found = [markdown(expected)] if len(expected) > 1 else []
+    means = markdown(summary.headline(rows))
+    if note:
+        found, means = [*found, note], means.replace("**", "")
+    found += ["Mean PSNR in dB, of the same images in every column:", means]
     head, *lines = price_table(rows)
     if lines:
         found += ["PSNR lost by learning from other images, in dB:", markdown([head, *lines])]
