@@ -186,7 +186,7 @@ def test_every_objective_learns_to_remove_noise(data, tmp_path) -> None:
         edge = np.where(rows > slope * columns + 9, 200, 60).astype(np.uint8)
         imsave(data.parent / "edges" / f"{number}.png", edge, check_contrast=False)
     out = tmp_path / "objectives.csv"
-    command = f"objectives --train edges --test edges --steps 40 --sigma 25 --out {out}"
+    command = f"objectives --train edges --test edges --steps 20 --sigma 25 --out {out}"
     assert main(command.split()) == 0
     results = rows_of(out)
     assert {row["objective"].split(",")[0] for row in results} == {
