@@ -21,6 +21,14 @@ from patchscore.evaluation.baselines import bm3d, import_bm3d, total_variation_o
 from patchscore.evaluation.epll import epll
 from patchscore.priors.mixture import GaussianMixture
 
+# Settings of a ConvEnergy that are newer than the committed rows, with the values that they had all along.
+IMPLIED = {
+    "scale_invariant": True,
+    "brightness_invariant": True,
+    "offsets": "common",
+    "flip_invariant": True,
+    "turn_invariant": True,
+}
 Run = Callable[[np.ndarray, float, np.ndarray], np.ndarray]
 
 
@@ -100,7 +108,10 @@ def by_epll(path: Path) -> Method:
 
 def prior_digest(prior: ps.PatchPrior) -> str:
     """Tell priors apart by what they compute: the network, its weights and how it is assembled."""
-    settings = [type(prior.network).__name__, prior.network.settings(), prior.assembly, prior.boundary]
+    network = prior.network.settings()
+    if isinstance(prior.network, ps.ConvEnergy):
+        network = {name: value for name, value in network.items() if IMPLIED.get(name) != value}
+    settings = [type(prior.network).__name__, network, prior.assembly, prior.boundary]
     return digest(json.dumps(settings, sort_keys=True).encode() + _weights(prior))
 
 

@@ -16,9 +16,11 @@ import pytest
 from skimage.io import imsave
 
 from benchmarks import __main__ as command
-from benchmarks import train
+from benchmarks import quality, train
+from benchmarks.methods import version_of
 from benchmarks.study import Job, Option, Study
 from benchmarks.tables import Table, markdown, read_table
+from patchscore import load_prior
 from patchscore.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -181,6 +183,14 @@ def test_a_committed_table_is_one_of_its_study(name: str, path: Path) -> None:
     table = Table(path, study.row, study.key, study.depends, name)
     with path.open(newline="", encoding="utf-8") as file:
         assert len(table.rows) == sum(1 for _ in csv.reader(file)) - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "table"), [("natural-gray", "quality.csv"), ("natural-gray-fast", "quality-fast.csv")]
+)
+def test_the_committed_rows_are_of_the_bundled_weights(name: str, table: str) -> None:
+    rows = read_table(ROOT / "benchmarks/results" / table, quality.Row)
+    assert {row.version for row in rows if row.method == "patchscore"} == {version_of(load_prior(name))}
 
 
 def test_colour_photographs_are_held_out_and_halved(tmp_path, monkeypatch) -> None:
