@@ -21,7 +21,7 @@ from patchscore.evaluation.baselines import bm3d, import_bm3d, total_variation_o
 from patchscore.evaluation.epll import epll
 from patchscore.priors.mixture import GaussianMixture
 
-# Settings of a ConvEnergy that are newer than the committed rows, with the values that they had all along.
+# Settings of a ConvEnergy that are newer than the committed rows, with the values they had all along.
 IMPLIED = {
     "scale_invariant": True,
     "brightness_invariant": True,
