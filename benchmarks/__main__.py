@@ -31,7 +31,7 @@ STUDIES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one study; 0 if all went well, 1 for a target that is missed, 2 for unusable input."""
+    """Run one study; 0 if all went well, 2 for unusable input, 130 if it was stopped."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",

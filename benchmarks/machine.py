@@ -34,13 +34,6 @@ class Machine(NamedTuple):
         return f"{self.processor}, {self.cores} cores, {self.torch_threads} threads"
 
 
-class Timing(NamedTuple):
-    """The seconds that a task took, round by round."""
-
-    name: str
-    seconds: tuple[float, ...]
-
-
 def machine() -> Machine:
     """Describe this machine, without its name."""
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
@@ -58,8 +51,8 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def time_in_turn(tasks: Mapping[str, Callable[[], object]], *, rounds: int) -> list[Timing]:
-    """Time tasks in turn, round by round, after one round that does not count.
+def time_in_turn(tasks: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, list[float]]:
+    """The seconds of every task in every round; tasks take turns, and a first round does not count.
 
     A slow drift of the machine then hits all of them. Before each there is a pause, in which the threads
     of the one before stop spinning for more work.
@@ -75,7 +68,7 @@ def time_in_turn(tasks: Mapping[str, Callable[[], object]], *, rounds: int) -> l
             start = time.perf_counter()
             task()
             seconds[name].append(time.perf_counter() - start)
-    return [Timing(name, tuple(times[1:])) for name, times in seconds.items()]
+    return {name: times[1:] for name, times in seconds.items()}
 
 
 def in_fresh_process(task: Callable[..., Result], *arguments: object) -> Result:

@@ -33,7 +33,6 @@ SIGMA = 25.0
 PRODUCT_SIDE = 1024
 SCORE_SIDE = 512
 GROWTH_SIDES = 256, 512, 1024, 2048, 4096
-LARGEST_SIDE = 8192
 SMALL_SIDE = 64
 MOST_GROWTH = 1.1
 LEAST_SHARE: dict[Precision, float] = {"float32": 0.7, "bfloat16": 0.45}
@@ -41,23 +40,11 @@ MOST_IMPORT_SECONDS = 0.3
 MOST_DENOISE_SECONDS = 1.0
 
 
-class Line(NamedTuple):
-    """One quantity: its median with the least and the greatest value.
+class Row(NamedTuple):
+    """One quantity: its median with the least and the greatest value, and where it was measured.
 
     ``met`` is None where there is no target.
     """
-
-    quantity: str
-    unit: str
-    median: float
-    least: float
-    greatest: float
-    target: str
-    met: bool | None
-
-
-class Row(NamedTuple):
-    """A line, the prior that it is of, and the machine that it was measured on."""
 
     prior: str
     quantity: str
@@ -82,19 +69,9 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
 
 def measure(options: argparse.Namespace) -> list[Row]:
     """Shares of the rate, growth with the size of an image, and the start of a process."""
-    sides = GROWTH_SIDES + (LARGEST_SIDE,) * options.large
-    lines = [
-        *shares(options.prior, rounds=options.rounds),
-        *growth(options.prior, rounds=options.rounds, sides=sides),
-        *start_up(options.prior, rounds=options.rounds),
+    return [
+        row for part in (shares, growth, start_up) for row in part(options.prior, rounds=options.rounds)
     ]
-    return rows_of(options.prior, lines)
-
-
-def rows_of(prior: str, lines: Sequence[Line]) -> list[Row]:
-    """Lines as rows of a table."""
-    version = f"patchscore {ps.__version__}"
-    return [Row(prior, *one, *machine(), version=version) for one in lines]
 
 
 def summary(rows: Sequence[Row], options: argparse.Namespace) -> str:
@@ -112,14 +89,15 @@ def summary(rows: Sequence[Row], options: argparse.Namespace) -> str:
     return f"{markdown(table)}\n\n{'; '.join(sorted(places))}; {', '.join(sorted(versions))}."
 
 
-def line(
+def row_of(
+    prior: str,
     quantity: str,
     unit: str,
-    values: Sequence[float],
+    values: Sequence[float] | np.ndarray,
     *,
     at_least: float | None = None,
     at_most: float | None = None,
-) -> Line:
+) -> Row:
     """Summarise what was measured, beside its target if there is one."""
     median = float(np.median(values))
     target, met = "", None
@@ -127,7 +105,9 @@ def line(
         target, met = f"at least {at_least:g}", median >= at_least
     if at_most is not None:
         target, met = f"at most {at_most:g}", median <= at_most
-    return Line(quantity, unit, median, min(values), max(values), target, met)
+    found = median, float(min(values)), float(max(values))
+    version = f"patchscore {ps.__version__}"
+    return Row(prior, quantity, unit, *found, target, met, *machine(), version=version)
 
 
 def multiply_adds(prior: ps.PatchPrior) -> int:
@@ -143,7 +123,7 @@ def multiply_adds(prior: ps.PatchPrior) -> int:
     return 2 * sum(kernel.numel() for kernel in prior.network.kernels())
 
 
-def shares(name: str, *, rounds: int) -> list[Line]:
+def shares(name: str, *, rounds: int) -> list[Row]:
     """Scores of 512 x 512 pixels beside matrix products, in float32 and, where there is, bfloat16."""
     prior = ps.load_prior(name, "cpu")
     per_pixel = multiply_adds(prior)
@@ -155,41 +135,39 @@ def shares(name: str, *, rounds: int) -> list[Line]:
         out = torch.empty_like(matrix)
         tasks[f"product {precision}"] = partial(torch.mm, matrix, matrix, out=out)
         tasks[f"score {precision}"] = partial(prior.with_precision(precision).score, x, SIGMA)
-    seconds = dict(time_in_turn(tasks, rounds=rounds))
-    lines = [line("multiply-adds per pixel", "", [per_pixel])]
+    seconds = time_in_turn(tasks, rounds=rounds)
+    row = partial(row_of, name)
+    rows = [row("multiply-adds per pixel", "", [per_pixel])]
     for precision in precisions:
         rates = [PRODUCT_SIDE**3 / s for s in seconds[f"product {precision}"]]
         scores = seconds[f"score {precision}"]
         work = per_pixel * SCORE_SIDE**2
-        lines += [
-            line(f"matrix products, {precision}", "G multiply-adds/s", [r / 1e9 for r in rates]),
-            line(f"floor, {precision}", "us/pixel", [1e6 * per_pixel / r for r in rates]),
-            line(f"score, {precision}", "us/pixel", [1e6 * s / SCORE_SIDE**2 for s in scores]),
-        ]
         share = [work / s / r for s, r in zip(scores, rates, strict=True)]
-        least = LEAST_SHARE[precision]
-        lines.append(line(f"share of the rate, {precision}", "", share, at_least=least))
-    return lines
+        rows += [
+            row(f"matrix products, {precision}", "G multiply-adds/s", [r / 1e9 for r in rates]),
+            row(f"floor, {precision}", "us/pixel", [1e6 * per_pixel / r for r in rates]),
+            row(f"score, {precision}", "us/pixel", [1e6 * s / SCORE_SIDE**2 for s in scores]),
+            row(f"share of the rate, {precision}", "", share, at_least=LEAST_SHARE[precision]),
+        ]
+    return rows
 
 
-def growth(name: str, *, rounds: int, sides: Sequence[int] = GROWTH_SIDES) -> list[Line]:
+def growth(name: str, *, rounds: int, sides: Sequence[int] = GROWTH_SIDES) -> list[Row]:
     """Time per pixel of a one-step estimate over image sizes: the dearest size over the cheapest."""
     prior = ps.load_prior(name, "cpu")
     tasks = {f"{side}": partial(prior.denoise, _image(side), SIGMA) for side in sides}
-    timings = time_in_turn(tasks, rounds=rounds)
     costs = [
-        [1e6 * s / side**2 for s in timing.seconds] for side, timing in zip(sides, timings, strict=True)
+        row_of(
+            name, f"estimate, {side} x {side}", "us/pixel", [1e6 * s / int(side) ** 2 for s in seconds]
+        )
+        for side, seconds in time_in_turn(tasks, rounds=rounds).items()
     ]
-    lines = [
-        line(f"estimate, {side} x {side}", "us/pixel", cost)
-        for side, cost in zip(sides, costs, strict=True)
-    ]
-    medians = [cost.median for cost in lines]
+    medians = [cost.median for cost in costs]
     ratio = max(medians) / min(medians)
-    return [*lines, line("dearest size / cheapest", "", [ratio], at_most=MOST_GROWTH)]
+    return [*costs, row_of(name, "dearest size / cheapest", "", [ratio], at_most=MOST_GROWTH)]
 
 
-def start_up(name: str, *, rounds: int) -> list[Line]:
+def start_up(name: str, *, rounds: int) -> list[Row]:
     """Seconds of a new process, beyond those of what it starts from."""
     with tempfile.TemporaryDirectory() as folder:
         noisy = Path(folder) / "noisy.npy"
@@ -201,17 +179,12 @@ def start_up(name: str, *, rounds: int) -> list[Line]:
             "denoise": ["-m", "patchscore", *denoise],
         }
         tasks = {key: partial(_process, command) for key, command in commands.items()}
-        seconds = dict(time_in_turn(tasks, rounds=rounds))
-    imports = _differences(seconds["patchscore"], seconds["torch"])
-    runs = _differences(seconds["denoise"], seconds["patchscore"])
+        torch_alone, imports, runs = map(np.array, time_in_turn(tasks, rounds=rounds).values())
+    row = partial(row_of, name)
     return [
-        line("import patchscore, beyond torch", "s", imports, at_most=MOST_IMPORT_SECONDS),
-        line("patchscore denoise, beyond that", "s", runs, at_most=MOST_DENOISE_SECONDS),
+        row("import patchscore, beyond torch", "s", imports - torch_alone, at_most=MOST_IMPORT_SECONDS),
+        row("patchscore denoise, beyond that", "s", runs - imports, at_most=MOST_DENOISE_SECONDS),
     ]
-
-
-def _differences(longer: Sequence[float], shorter: Sequence[float]) -> list[float]:
-    return [a - b for a, b in zip(longer, shorter, strict=True)]
 
 
 def _process(arguments: Sequence[str]) -> None:
@@ -227,11 +200,7 @@ def _image(side: int) -> torch.Tensor:
 
 
 KEY = "prior", "quantity"
-OPTIONS = (
-    PRIOR,
-    Option("rounds", 5, "that count, after one that does not", quick=1),
-    Option("large", False, "measure the growth up to 8192 x 8192"),
-)
+OPTIONS = PRIOR, Option("rounds", 5, "that count, after one that does not", quick=1)
 STUDY = Study(
     "throughput", __doc__, Row, key=KEY, jobs=jobs, summary=summary, options=OPTIONS, depends=()
 )
