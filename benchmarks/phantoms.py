@@ -15,10 +15,8 @@ Reference: J. A. Fessler, "Score-based priors for image reconstruction" (talk, 2
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,10 +26,11 @@ from torch import Tensor
 
 import patchscore as ps
 from benchmarks.data import add_noise
+from benchmarks.methods import Method, by_bm3d, by_total_variation, noisy_itself, version_of
 from benchmarks.study import Job, Option, Study
 from benchmarks.tables import frame_of, markdown
 from patchscore.errors import InputError
-from patchscore.evaluation.baselines import bm3d, has_bm3d, total_variation_oracle
+from patchscore.evaluation.baselines import has_bm3d
 from patchscore.evaluation.metrics import psnr
 from patchscore.evaluation.phantoms import disks
 from patchscore.inference.optimize import Solution
@@ -103,15 +102,14 @@ def jobs_of(
     priors: Sequence[Trained], sigmas: Sequence[float], *, images: int, seed: int
 ) -> Iterator[Job]:
     """Every method; BM3D where it is installed."""
+    tv, rival = BASELINES
+    baselines = [noisy_itself(), by_total_variation(tv), *([by_bm3d(rival)] if has_bm3d() else [])]
     methods: list[tuple[tuple[str, ...], str, Callable[..., Iterator[Estimate]]]] = [
-        (("noisy",), f"numpy {np.__version__}", _noisy),
-        (BASELINES[:1], f"scikit-image {version('scikit-image')}", _by_total_variation),
+        ((method.name,), method.version, partial(_image_by_image, method)) for method in baselines
     ]
-    if has_bm3d():
-        methods.append((BASELINES[1:], f"bm3d {version('bm3d')}", _by_bm3d))
     for name, prior, code in priors:
         names = tuple(f"{kind}, {name}" for kind in ("Tweedie", "MAP", "annealed MAP"))
-        methods.append((names, code, partial(_by_prior, prior=prior, names=names)))
+        methods.append((names, code, partial(_by_prior, prior, names, seed)))
     for sigma in sigmas:
         for names, code, run in methods:
             keys = [(image, sigma, name, seed, code) for name in names for image in range(images)]
@@ -126,7 +124,7 @@ def measure(
     contrasts = clean.amax((1, 2, 3)) - clean.amin((1, 2, 3))
     y = noisy(clean, sigma, TEST, seed)
     rows = []
-    for method, estimates, levels, steps, fell in run(clean, y, sigma, seed):
+    for method, estimates, levels, steps, fell in run(clean, y, sigma):
         for number, value in enumerate(_psnrs(clean, estimates)):
             contrast, fallen = round(float(contrasts[number]), 4), fell[number] if fell else None
             start = number, contrast, sigma, method, round(value, 4)
@@ -137,16 +135,13 @@ def measure(
 def train(folder: Path, *, minutes: float, seed: int) -> list[Trained]:
     """The two priors, read from the folder if they are there and trained into it if they are not.
 
-    Raises
-    ------
-    InputError
-        If a file is not a prior, or the minutes are not positive.
+    Raises :class:`InputError` if a file is not a prior, or the minutes are not positive.
     """
     folder.mkdir(parents=True, exist_ok=True)
     trained = []
     for name, build, crop, batch_size in (
         ("3 x 3 network", _network_of_the_talk, 3, 256),
-        ("9 x 9 potential", _clique_potential, 25, 16),
+        ("9 x 9 potential", lambda: ps.PatchPrior(ps.PatchEnergy(9, width=128)), 25, 16),
     ):
         path = folder / f"{name.replace(' ', '-')}-{minutes:g}-minutes-seed-{seed}.safetensors"
         if not path.exists():
@@ -162,9 +157,8 @@ def train(folder: Path, *, minutes: float, seed: int) -> list[Trained]:
                 generator=torch.Generator().manual_seed(seed),
             )
             prior.save(path)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
         prior = ps.PatchPrior.load(path)
-        trained.append(Trained(name, prior, f"patchscore {ps.__version__} prior {digest}"))
+        trained.append(Trained(name, prior, version_of(prior)))
     return trained
 
 
@@ -200,14 +194,11 @@ def phantoms(count: int, which: int, seed: int) -> Tensor:
 
 def noisy(clean: Tensor, sigma: float, which: int, seed: int) -> Tensor:
     """Phantoms with noise: each has its own, however many there are."""
-    return torch.stack(
-        [
-            torch.from_numpy(
-                add_noise(image.numpy(), sigma, seed=seed, number=1_000_000 * which + n)
-            ).to(image)
-            for n, image in enumerate(clean)
-        ]
-    )
+    noisy = [
+        add_noise(image.numpy(), sigma, seed=seed, number=1_000_000 * which + n)
+        for n, image in enumerate(clean)
+    ]
+    return torch.from_numpy(np.stack(noisy)).to(clean)
 
 
 def maximum(prior: ps.PatchPrior, y: Tensor, sigma: float, shares: Sequence[float]) -> Solution:
@@ -238,22 +229,14 @@ def best_share(prior: ps.PatchPrior, sigma: float, seed: int) -> float:
     return max(SHARES, key=quality)
 
 
-def _noisy(clean: Tensor, y: Tensor, sigma: float, seed: int) -> Iterator[Estimate]:
-    yield Estimate("noisy", y[:, 0].numpy())
-
-
-def _by_total_variation(clean: Tensor, y: Tensor, sigma: float, seed: int) -> Iterator[Estimate]:
+def _image_by_image(method: Method, clean: Tensor, y: Tensor, sigma: float) -> Iterator[Estimate]:
     pairs = zip(y[:, 0].numpy(), clean[:, 0].numpy(), strict=True)
-    yield Estimate(BASELINES[0], np.stack([total_variation_oracle(a, sigma, b) for a, b in pairs]))
-
-
-def _by_bm3d(clean: Tensor, y: Tensor, sigma: float, seed: int) -> Iterator[Estimate]:
-    yield Estimate(BASELINES[1], np.stack([bm3d(a, sigma) for a in y[:, 0].numpy()]))
+    yield Estimate(method.name, np.stack([method.run(a, sigma, b) for a, b in pairs]))
 
 
 @torch.no_grad()
 def _by_prior(
-    clean: Tensor, y: Tensor, sigma: float, seed: int, *, prior: ps.PatchPrior, names: Sequence[str]
+    prior: ps.PatchPrior, names: Sequence[str], seed: int, clean: Tensor, y: Tensor, sigma: float
 ) -> Iterator[Estimate]:
     one_step, at_one_level, annealed = names
     yield Estimate(one_step, prior.denoise(y, sigma)[:, 0].numpy())
@@ -277,10 +260,6 @@ def _network_of_the_talk() -> ps.PatchPrior:
         3, scale_invariant=False, brightness_invariant=False, flip_invariant=False, turn_invariant=False
     )
     return ps.PatchPrior(network, assembly="mean")
-
-
-def _clique_potential() -> ps.PatchPrior:
-    return ps.PatchPrior(ps.PatchEnergy(9, width=128))
 
 
 def _psnrs(clean: Tensor, estimates: np.ndarray) -> list[float]:

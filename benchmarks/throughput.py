@@ -105,9 +105,8 @@ def row_of(
         target, met = f"at least {at_least:g}", median >= at_least
     if at_most is not None:
         target, met = f"at most {at_most:g}", median <= at_most
-    found = median, float(min(values)), float(max(values))
-    version = f"patchscore {ps.__version__}"
-    return Row(prior, quantity, unit, *found, target, met, *machine(), version=version)
+    found = median, float(min(values)), float(max(values)), target, met
+    return Row._make((prior, quantity, unit, *found, *machine(), 0, f"patchscore {ps.__version__}"))
 
 
 def multiply_adds(prior: ps.PatchPrior) -> int:
