@@ -96,9 +96,6 @@ class Row(NamedTuple):
     shifted : whether the test set is another than that of the training; 0 or 1
     measured : number of test images, over which the rest are means
     psnr, ssim : in dB, of the data range of the images (10 for phantoms), and without unit
-    psnr_error : standard error of the mean
-    over_nine, over_nine_error
-        PSNR less that of 9 x 9 patches on the same images, and the standard error of its mean.
     image_psnr : of every test image, in their order, with blanks between
     """
 
@@ -115,10 +112,7 @@ class Row(NamedTuple):
     sigma: float
     measured: int
     psnr: float
-    psnr_error: float
     ssim: float
-    over_nine: float
-    over_nine_error: float
     image_psnr: str
     version: str = ""
 
@@ -187,19 +181,17 @@ def chosen_rate(lesson: Lesson, steps: int) -> float:
     return max(UNET_RATES if lesson.candidate.size in UNETS else RATES, key=value)
 
 
-def measure(lesson: Lesson, *, rate: float, steps: int, nine: Sequence[Row]) -> list[Row]:
-    """Train, and measure on all test sets. ``nine`` has the rows of 9 x 9 patches; empty for these."""
+def measure(lesson: Lesson, *, rate: float, steps: int) -> list[Row]:
+    """Train, and measure on all test sets."""
     domain = DOMAINS[lesson.domain]
     images = learning_images(domain, lesson.images, lesson.seed)
     prior = trained(lesson.candidate, images, rate=rate, steps=steps, seed=lesson.seed)
-    beside = {(row.test_set, row.sigma): row for row in nine}
     rows = []
     for test_set in (domain.train_set, *domain.shifted):
         clean = measured_images(domain, test_set)
         for sigma in domain.sigmas:
             values, similarity = quality(prior, clean, sigma, domain)
             values = values.round(3)
-            other = image_psnr(beside[test_set, sigma]) if nine else values
             rows.append(
                 Row(
                     lesson.domain,
@@ -213,9 +205,8 @@ def measure(lesson: Lesson, *, rate: float, steps: int, nine: Sequence[Row]) -> 
                     int(test_set != domain.train_set),
                     sigma,
                     len(clean),
-                    *_mean_and_error(values),
+                    round(float(values.mean()), 3),
                     round(similarity, 4),
-                    *_mean_and_error(values - other),
                     " ".join(f"{value:.3f}" for value in values),
                     f"patchscore {ps.__version__}",
                 )
@@ -246,13 +237,12 @@ def jobs_of(todo: Sequence[Lesson], path: Path) -> Iterator[Job]:
 
 
 def run(lesson: Lesson, path: Path) -> list[Row]:
-    """Choose the steps and the learning rate, train, and measure beside the rows that ``path`` holds."""
+    """Train and measure, with the learning rate that ``path`` holds for such networks, if any."""
     steps = max(1, round(lesson.seconds / cost_of(lesson.candidate, path).seconds_per_step))
     rows = read_table(path, Row)
-    same = [row for row in rows if _setting(_lesson_of(row)) == _setting(lesson)]
-    rate = same[0].rate if same else chosen_rate(lesson, steps)
-    nine = [row for row in rows if _lesson_of(row) == lesson._replace(candidate=NINE)]
-    return measure(lesson, rate=rate, steps=steps, nine=nine)
+    setting = lesson.domain, *lesson.candidate, lesson.seconds
+    known = [row.rate for row in rows if (row.domain, row.size, row.width, row.seconds) == setting]
+    return measure(lesson, rate=known[0] if known else chosen_rate(lesson, steps), steps=steps)
 
 
 def cost_of(candidate: Candidate, path: Path) -> Cost:
@@ -274,6 +264,16 @@ def image_psnr(row: Row) -> np.ndarray:
     return np.array(row.image_psnr.split(), dtype=float)
 
 
+def over_nine(rows: Sequence[Row]) -> list[np.ndarray]:
+    """Of every row the PSNR of its images less that of 9 x 9 patches on the same images."""
+
+    def same(row: Row) -> tuple[object, ...]:
+        return row.domain, row.images, row.seed, row.seconds, row.test_set, row.sigma
+
+    nine = {same(row): image_psnr(row) for row in rows if (row.size, row.width) == NINE}
+    return [image_psnr(row) - nine.get(same(row), np.nan) for row in rows]
+
+
 def summary(rows: Sequence[Row], options: argparse.Namespace | None = None) -> str:
     """PSNR in distribution and shifted, and what it is over 9 x 9 patches, in dB.
 
@@ -283,7 +283,8 @@ def summary(rows: Sequence[Row], options: argparse.Namespace | None = None) -> s
         ["images of", "number", "network", "width", "in distribution", "over 9", "shifted", "over 9"]
     ]
     by = ["domain", "size", "width", "images"]
-    for (domain, size, width, count), found in frame_of(rows).groupby(by, sort=False):
+    frame = frame_of(rows).assign(over_nine=[gaps.mean().round(3) for gaps in over_nine(rows)])
+    for (domain, size, width, count), found in frame.groupby(by, sort=False):
         cells = [domain, str(count), size, str(width)]
         for shifted in (0, 1):
             some = found[found.shifted == shifted]
@@ -292,25 +293,9 @@ def summary(rows: Sequence[Row], options: argparse.Namespace | None = None) -> s
     return markdown(lines)
 
 
-def _lesson_of(row: Row) -> Lesson:
-    candidate = Candidate(row.size, row.width)
-    return Lesson(row.domain, candidate, row.images, row.seed, row.seconds)
-
-
-def _setting(lesson: Lesson) -> tuple[str, Candidate, float]:
-    """What the learning rate is chosen for."""
-    return lesson.domain, lesson.candidate, lesson.seconds
-
-
 def _scale(domain: Domain) -> float:
     """From the unit of the images to that of the networks."""
     return NETWORK_RANGE / sets.data_range(domain.train_set)
-
-
-def _mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """The mean, and its standard error."""
-    error = float(values.std(ddof=1)) / math.sqrt(len(values))
-    return round(float(values.mean()), 3), round(error, 3)
 
 
 STUDY = Study(
