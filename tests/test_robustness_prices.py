@@ -48,7 +48,7 @@ def test_a_price_is_the_mean_over_the_same_noisy_images(rows: list[Row]) -> None
     for (method, other), one in found.items():
         expected = PSNR[method]["mri/train"] - PSNR[method][other] + odd * (other == "ct/train")
         assert one.price.mean == pytest.approx(expected, abs=1e-10)
-        assert (one.test_set, one.own, one.training_images, one.images) == (
+        assert (one.test_set, one.own, one.training_images, one.price.images) == (
             "mri/test",
             "mri/train",
             10,

@@ -34,9 +34,9 @@ from benchmarks.robustness.figures import (
 )
 from benchmarks.robustness.report import Picture, write_report
 from benchmarks.robustness.shifts import REAL
-from benchmarks.robustness.summary import Series
-from benchmarks.robustness.table import REFERENCE, Budget, Row
-from benchmarks.robustness.views import Cell, Place, columns, number, trainings
+from benchmarks.robustness.summary import Interval
+from benchmarks.robustness.table import REFERENCE, Budget, Place, Row, Series
+from benchmarks.robustness.views import columns, number, trainings
 from patchscore.errors import InputError
 
 HOSTILE = '"><script>alert("x")</script><img src="//x.example" onerror=alert(1)>'
@@ -233,8 +233,8 @@ def test_untrained_methods_are_compared_on_the_sets_of_each_training() -> None:
     assert disks.cells["drop"][shift, bm3d].mean == pytest.approx(40 - 32, abs=1e-10)
     assert rectangles.cells["drop"][back, bm3d].mean == pytest.approx(32 - 40, abs=1e-10)
     inside = Place("phantoms", REFERENCE, 15.0), bm3d
-    assert disks.cells["difference"][inside] == Cell(2.0, 2.0, 2.0, IMAGES)
-    assert rectangles.cells["difference"][inside] == Cell(0.0, 0.0, 0.0, IMAGES)
+    assert disks.cells["difference"][inside] == Interval(2.0, 2.0, 2.0, IMAGES)
+    assert rectangles.cells["difference"][inside] == Interval(0.0, 0.0, 0.0, IMAGES)
 
 
 def test_real_pairs_stand_beside_the_shifts_of_their_study() -> None:
@@ -248,7 +248,7 @@ def test_real_pairs_stand_beside_the_shifts_of_their_study() -> None:
     (training,) = trainings(noise)
     cnn = Series("CNN", "one-step", "bsd400", 100)
     found = training.cells["difference"][Place("noise", REAL, 25.0), cnn]
-    assert found == Cell(0.5, 0.5, 0.5, IMAGES)
+    assert found == Interval(0.5, 0.5, 0.5, IMAGES)
 
 
 def test_shifts_are_in_the_order_of_their_numbers() -> None:
@@ -262,7 +262,7 @@ def test_shifts_are_in_the_order_of_their_numbers() -> None:
         "offset 0.5",
         "gain 0.1",
     ]
-    assert [shift for _, shift in columns(Place("gain", shift, 25.0) for shift in shifts)] == [
+    assert [place.shift for place in columns(Place("gain", shift, 25.0) for shift in shifts)] == [
         *(REFERENCE, "gain 0.1", "gain 0.5", "gain 2", "gain 10"),
         *("offset -0.5", "offset 0.5", "offset 2"),
     ]

@@ -26,19 +26,23 @@ def claims(rows: Sequence[Row], budgets: Sequence[Budget]) -> list[list[str]]:
 
     There is no verdict where a network was trained for less than ``LEAST_STEPS``.
     """
-    lost, between = drops(rows), differences(rows)
-    gain = [drop for drop in lost if drop.study == "gain"]
-    with_it = [abs(d.drop) for d in gain if d.series.method in (PATCH_PRIOR, BUNDLED)]
-    without = [d.drop for d in gain if d.series.method == NO_INVARIANCE]
+    between = differences(rows)
+    gain = [
+        (series.method, drop.mean)
+        for (place, series), drop in drops(rows).items()
+        if place.study == "gain"
+    ]
+    with_it = [abs(drop) for method, drop in gain if method in (PATCH_PRIOR, BUNDLED)]
+    without = [-drop for method, drop in gain if method == NO_INVARIANCE]
     over_tv = [
         d.psnr.mean
         for d in between
-        if (d.prior.method, d.rival.estimate) == (BUNDLED, ORACLE) and d.shift in MEDICAL
+        if (d.prior.method, d.rival.estimate) == (BUNDLED, ORACLE) and d.place.shift in MEDICAL
     ]
     few = [
         d.drop.mean
         for d in between
-        if (d.study, d.prior.method) == ("content", PATCH_PRIOR)
+        if (d.place.study, d.prior.method) == ("content", PATCH_PRIOR)
         and d.prior.training_images in (10, 100)
         and d.rival.method in (UNET, DDPM)
         and d.drop is not None

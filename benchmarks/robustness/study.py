@@ -95,11 +95,11 @@ def tables(rows: Sequence[Row], budgets: Sequence[Budget]) -> str:
 
 def pictures(rows: Sequence[Row], todo: Sequence[Task], settings: Settings) -> list[Picture]:
     """Where the patch prior is furthest behind and ahead in every study, and behind each rival."""
-    several = (d for d in summary.differences(rows) if d.images > 1 and d.rival.method != "noisy")
+    several = (d for d in summary.differences(rows) if d.psnr.images > 1 and d.rival.method != "noisy")
     found = sorted(several, key=lambda d: d.psnr.mean)
     chosen: dict[Difference, None] = {}
     for study in STUDIES:
-        ours = [d for d in found if d.study == study]
+        ours = [d for d in found if d.place.study == study]
         chosen |= dict.fromkeys([*ours[:1], *ours[-1:]])
     for rival in ("BM3D", CNN):
         chosen |= dict.fromkeys([d for d in found if d.rival.method == rival][:1])
@@ -110,14 +110,9 @@ def _picture(
     difference: Difference, rows: Sequence[Row], todo: Sequence[Task], settings: Settings
 ) -> Picture:
     """The image on which the patch prior does worst beside this rival."""
-    condition = difference.study, difference.shift, difference.worst_image, difference.sigma
+    place, image = difference.place, difference.worst_image
     right, left = (
-        next(
-            row
-            for row in rows
-            if (row.study, row.shift, row.image, row.sigma) == condition
-            and (row.method, row.estimate, row.train_set, row.training_images) == series
-        )
+        next(row for row in rows if (row.place, row.image, row.series) == (place, image, series))
         for series in (difference.prior, difference.rival)
     )
     ours, theirs = (run.picture(row, todo, settings) for row in (right, left))

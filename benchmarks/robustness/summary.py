@@ -1,8 +1,8 @@
 """What the rows of the robustness study say: drops, paired differences and their intervals.
 
-    drop of a method             = mean PSNR in distribution - mean PSNR under the shift
+    drop of a method             = mean PSNR under the shift - mean PSNR in distribution
     difference from a rival      = mean over images of (PSNR of the patch prior - PSNR of the rival)
-    difference of the drops      = drop of the rival - drop of the patch prior
+    difference of the drops      = drop of the patch prior - drop of the rival
 
 Test sets differ in how hard they are, so a drop under a shift of content says little alone; in the
 difference of two drops on the same images that cancels. Intervals are percentiles of a bootstrap over
@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from benchmarks.robustness.contenders import ADAPTED, BUNDLED
-from benchmarks.robustness.table import REFERENCE, STUDIES, Row
+from benchmarks.robustness.table import REFERENCE, STUDIES, Place, Row, Series
 from benchmarks.robustness.training import PATCH_PRIOR
 
 DRAWS = 4000
@@ -28,36 +29,21 @@ FEW = 100  # training images of the headline, at most
 INSIDE = "in distribution"
 
 
-class Series(NamedTuple):
-    """A method and what it has learned from."""
-
-    method: str
-    estimate: str
-    train_set: str
-    training_images: int
-
-
 class Interval(NamedTuple):
-    """A mean difference and its interval."""
+    """A mean over images and its interval, in dB."""
 
     mean: float
     low: float
     high: float
-
-
-class Drop(NamedTuple):
-    """What a method loses under a shift, in dB; ``worst_image`` is the one of the lowest PSNR."""
-
-    study: str
-    shift: str
-    sigma: float
-    series: Series
     images: int
-    reference: float
-    shifted: float
-    drop: float
-    worst_image: str
-    worst: float
+
+    @property
+    def decided(self) -> bool:
+        """Whether the interval does not hold zero; one image has none."""
+        return self.images > 1 and (self.low > 0 or self.high < 0)
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.2f} ({self.low:+.2f} to {self.high:+.2f})"
 
 
 class Difference(NamedTuple):
@@ -67,19 +53,16 @@ class Difference(NamedTuple):
     where there is no reference. ``worst_image`` is where it does worst beside the rival.
     """
 
-    study: str
-    shift: str
-    sigma: float
+    place: Place
     prior: Series
     rival: Series
-    images: int
     psnr: Interval
     drop: Interval | None
     worst_image: str
     worst: float
 
 
-# The PSNR of a series under a shift at a noise level, by (test set, image, seed).
+# The PSNR of a series at a place, by (test set, image, seed).
 Values = dict[tuple[str, str, int], float]
 
 
@@ -87,100 +70,62 @@ class Results:
     """The PSNR of all rows, by what they are about."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
-        self.values: dict[tuple[str, str, float, Series], Values] = defaultdict(dict)
-        self.series: dict[Series, None] = {}
+        self.values: dict[tuple[Place, Series], Values] = defaultdict(dict)
         for row in rows:
-            series = Series(row.method, row.estimate, row.train_set, row.training_images)
-            self.series[series] = None
-            key = row.study, row.shift, row.sigma, series
-            self.values[key][row.test_set, row.image, row.seed] = row.psnr
-        self.references: dict[tuple[str, str], set[str]] = defaultdict(set)
-        for study, shift, _, series in list(self.values):
+            self.values[row.place, row.series][row.test_set, row.image, row.seed] = row.psnr
+        sets: dict[tuple[str, Series], set[str]] = defaultdict(set)
+        for row in rows:
+            if row.shift == REFERENCE:
+                sets[row.study, row.series].add(row.test_set)
+        self._references: dict[tuple[str, str], set[str]] = defaultdict(set)
+        for place, series in self.values:
             if series.method == PATCH_PRIOR:
-                self.references[study, shift] |= {
-                    test_set
-                    for (s, r, _, other), values in self.values.items()
-                    if (s, r, other) == (study, REFERENCE, series)
-                    for test_set, _, _ in values
-                }
+                self._references[place[:2]] |= sets[place.study, series]
 
-    def shifted(self, study: str, shift: str, sigma: float, series: Series) -> Values:
-        """The PSNR under a shift."""
-        return self.values.get((study, shift, sigma, series), {})
-
-    def reference(self, study: str, shift: str, sigma: float, series: Series) -> Values:
+    def reference(self, place: Place, series: Series) -> Values:
         """The PSNR in distribution: on the sets that the patch prior was trained for."""
-        values = self.shifted(study, REFERENCE, sigma, series)
-        return {key: x for key, x in values.items() if key[0] in self.references[study, shift]}
+        values = self.values.get((place._replace(shift=REFERENCE), series), {})
+        return {key: x for key, x in values.items() if key[0] in self._references[place[:2]]}
 
 
-def drops(rows: Sequence[Row]) -> list[Drop]:
+def drops(rows: Sequence[Row]) -> dict[tuple[Place, Series], Interval]:
     """The drop of every method under every shift for which there are rows in distribution."""
     results = Results(rows)
-    found = []
-    for (study, shift, sigma, series), values in results.values.items():
-        reference = results.reference(study, shift, sigma, series)
-        if shift == REFERENCE or not reference:
-            continue
-        inside, outside = (float(np.mean(list(x.values()))) for x in (reference, values))
-        worst = min(values, key=values.__getitem__)
-        found.append(
-            Drop(
-                study,
-                shift,
-                sigma,
-                series,
-                len(values),
-                inside,
-                outside,
-                inside - outside,
-                worst[1],
-                values[worst],
-            )
-        )
-    return found
+    return {
+        (place, series): _gap(values, reference)
+        for (place, series), values in results.values.items()
+        if place.shift != REFERENCE and (reference := results.reference(place, series))
+    }
 
 
-def differences(rows: Sequence[Row], *, seed: int = 0) -> list[Difference]:
+def differences(rows: Sequence[Row]) -> list[Difference]:
     """The patch prior beside every rival, for every training set and number of training images."""
     results = Results(rows)
+    everyone = dict.fromkeys(row.series for row in rows)
     found = []
-    for (study, shift, sigma, prior), own in list(results.values.items()):
-        for rival in results.series:
-            theirs = results.shifted(study, shift, sigma, rival)
-            common = [key for key in own if key in theirs]
-            if not common or not _comparable(prior, rival):
+    for (place, prior), own in results.values.items():
+        for rival in everyone:
+            theirs = results.values.get((place, rival), {})
+            gaps = _less(own, theirs)
+            if not gaps or not _comparable(prior, rival):
                 continue
-            gaps = {key: own[key] - theirs[key] for key in common}
-            before = [results.reference(study, shift, sigma, s) for s in (prior, rival)]
-            inside = {key: before[0][key] - before[1][key] for key in before[0] if key in before[1]}
+            inside = _less(results.reference(place, prior), results.reference(place, rival))
             worst = min(gaps, key=gaps.__getitem__)
-            found.append(
-                Difference(
-                    study,
-                    shift,
-                    sigma,
-                    prior,
-                    rival,
-                    len(gaps),
-                    interval(np.array(list(gaps.values())), seed=seed),
-                    _drop_interval(gaps, inside, seed) if shift != REFERENCE and inside else None,
-                    worst[1],
-                    gaps[worst],
-                )
-            )
+            drop = _gap(gaps, inside) if place.shift != REFERENCE and inside else None
+            psnr = interval(list(gaps.values()))
+            found.append(Difference(place, prior, rival, psnr, drop, worst[1], gaps[worst]))
     return found
 
 
-def interval(values: np.ndarray, less: np.ndarray | None = None, *, seed: int = 0) -> Interval:
+def interval(values: Sequence[float], less: Sequence[float] | None = None, *, seed: int = 0) -> Interval:
     """mean(values) - mean(less), and its bootstrap interval of 95 %; the two are resampled apart."""
     generator = np.random.default_rng(seed)
     tail = 50 * (1 - LEVEL)
-    means, mean = _resampled(values, generator), float(values.mean())
+    means, mean = _resampled(values, generator), np.mean(values)
     if less is not None:
-        means, mean = means - _resampled(less, generator), mean - float(less.mean())
+        means, mean = means - _resampled(less, generator), mean - np.mean(less)
     low, high = np.percentile(means, [tail, 100 - tail])
-    return Interval(mean, float(low), float(high))
+    return Interval(float(mean), float(low), float(high), len(values))
 
 
 def headline(rows: Sequence[Row]) -> list[list[str]]:
@@ -191,63 +136,52 @@ def headline(rows: Sequence[Row]) -> list[list[str]]:
     noise levels and shifts that all methods in it share, so that it can be read from top to bottom;
     the best is bold. In distribution is that of the study of content.
     """
-    results = Results(rows)
-    trained: dict[tuple[str, str], Series] = {}
-    for study, _, _, series in results.values:
-        if series.method == PATCH_PRIOR and series.training_images <= FEW:
-            place = study, series.train_set
-            trained[place] = max(series, trained.get(place, series))
-    columns: dict[str, dict[tuple[str, str], dict[object, float]]] = defaultdict(dict)
-    for (study, train_set), prior in trained.items():
-        for (other, shift, sigma, series), values in results.values.items():
-            beside = series == prior or _comparable(prior, series) or series.method in (BUNDLED, ADAPTED)
-            title = study if shift != REFERENCE else INSIDE if study == "content" else ""
-            if title and beside and other == study and (study, shift, sigma, prior) in results.values:
-                found: dict[object, float] = {
-                    (train_set, shift, sigma, *key): psnr for key, psnr in values.items()
-                }
-                columns[title].setdefault(series[:2], {}).update(found)
-    means: dict[str, dict[tuple[str, str], float]] = {}
-    for title in (INSIDE, *STUDIES):
-        common = set.intersection(*map(set, columns[title].values())) if columns[title] else set()
-        if common:
-            means[title] = {
-                name: float(np.mean([psnr for key, psnr in values.items() if key in common]))
-                for name, values in columns[title].items()
-            }
-    names = sorted(
-        {name for column in means.values() for name in column},
-        key=lambda name: (not name[0].startswith(PATCH_PRIOR), name),
-    )
-    lines = [["method", *means]]
-    for name in names:
-        cells = []
-        for column in means.values():
-            text = f"{column[name]:.2f}" if name in column else ""
-            cells.append(f"**{text}**" if text and column[name] == max(column.values()) else text)
-        lines.append([", ".join(name), *cells])
-    return lines
+    few = [row for row in rows if row.method == PATCH_PRIOR and row.training_images <= FEW]
+    priors = {(row.study, row.train_set): row.series for row in sorted(few, key=lambda row: row.series)}
+    chosen = []
+    for (study, train_set), prior in priors.items():
+        places = {row.place for row in few if row.series == prior and row.study == study}
+        for row in rows:
+            beside = row.series == prior or _comparable(prior, row.series)
+            title = study if row.shift != REFERENCE else INSIDE if study == "content" else ""
+            if title and row.place in places and (beside or row.method in (BUNDLED, ADAPTED)):
+                chosen.append((title, train_set, row))
+    columns = {}
+    for column in (INSIDE, *STUDIES):
+        # A line for every noisy image, a column for every method.
+        values: dict[tuple[str, str], dict[object, float]] = defaultdict(dict)
+        for title, train_set, row in chosen:
+            if title == column:
+                key = train_set, row.place, row.test_set, row.image, row.seed
+                values[row.series[:2]][key] = row.psnr
+        shared = pd.DataFrame(values).dropna()
+        if len(shared):
+            columns[column] = shared.mean()
+    means = pd.DataFrame(columns)
+    text = means.map("{:.2f}".format).where(means.notna(), "")
+    text = text.where(means != means.max(), "**" + text + "**")
+    names = sorted(means.index, key=lambda name: (not name[0].startswith(PATCH_PRIOR), name))
+    return [["method", *columns], *([", ".join(name), *text.loc[name]] for name in names)]
 
 
 def comparison(rows: Sequence[Row], study: str) -> list[list[str]]:
     """Lines for a table of one study: the patch prior beside every rival, with intervals."""
-    lines = [
-        ["shift", "sigma", "training", "rival", "PSNR over it", "its drop over ours", "worst image"]
-    ]
     chosen = differences([row for row in rows if row.study == study])
-    for d in sorted(chosen, key=lambda d: (_order(d.study, d.shift), d.sigma, d.prior, d.rival)):
-        lines.append(
+    return [
+        ["shift", "sigma", "training", "rival", "PSNR over it", "its drop over ours", "worst image"],
+        *(
             [
-                d.shift,
-                f"{d.sigma:g}",
-                f"{d.prior.training_images} of {d.prior.train_set}",
+                d.place.shift,
+                f"{d.place.sigma:g}",
+                d.prior.learned,
                 f"{d.rival.method}, {d.rival.estimate}",
-                _text(d.psnr),
-                _text(d.drop) if d.drop else "",
+                str(d.psnr),
+                str(d.drop or ""),
                 f"{d.worst_image} ({d.worst:+.2f})",
             ]
-        )
-    return lines
+            for d in sorted(chosen, key=lambda d: (d.place.shift != REFERENCE, d[:3]))
+        ),
+    ]
 
 
 def _comparable(prior: Series, rival: Series) -> bool:
@@ -262,25 +196,20 @@ def _comparable(prior: Series, rival: Series) -> bool:
     return prior.method == ADAPTED and classical
 
 
-def _drop_interval(
-    gaps: dict[tuple[str, str, int], float], inside: dict[tuple[str, str, int], float], seed: int
-) -> Interval:
-    """The rival's drop less that of the patch prior; image by image where the images are the same."""
-    if gaps.keys() <= inside.keys():
-        return interval(np.array([gap - inside[key] for key, gap in gaps.items()]), seed=seed)
-    return interval(np.array(list(gaps.values())), np.array(list(inside.values())), seed=seed)
+def _less(values: Values, others: Values) -> Values:
+    """How far the values are above others, where there are both."""
+    return {key: x - others[key] for key, x in values.items() if key in others}
 
 
-def _resampled(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def _gap(values: Values, reference: Values) -> Interval:
+    """The mean less that of the reference; image by image where the images are the same."""
+    if values.keys() <= reference.keys():
+        return interval(list(_less(values, reference).values()))
+    return interval(list(values.values()), list(reference.values()))
+
+
+def _resampled(values: Sequence[float], generator: np.random.Generator) -> np.ndarray:
     """The means of resampled values: (DRAWS,)."""
     drawn = generator.integers(len(values), size=(DRAWS, len(values)))
-    means: np.ndarray = values[drawn].mean(1)
+    means: np.ndarray = np.asarray(values)[drawn].mean(1)
     return means
-
-
-def _order(study: str, shift: str) -> tuple[int, bool, str]:
-    return STUDIES.index(study), shift != REFERENCE, shift
-
-
-def _text(found: Interval) -> str:
-    return f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"

@@ -21,6 +21,39 @@ KEY = (
 DEPENDS = "version", "input"
 
 
+class Series(NamedTuple):
+    """A method and what it has learned from."""
+
+    method: str
+    estimate: str
+    train_set: str
+    training_images: int
+
+    @property
+    def learned(self) -> str:
+        """What it has learned from, in words."""
+        return f"{self.training_images} of {self.train_set}" if self.train_set else ""
+
+    def __str__(self) -> str:
+        return ", ".join(part for part in (self.method, self.estimate, self.learned) if part)
+
+
+class Place(NamedTuple):
+    """Where something was measured."""
+
+    study: str
+    shift: str
+    sigma: float
+
+    @property
+    def name(self) -> str:
+        """The shift, in words."""
+        return "in distribution" if self.shift == REFERENCE else self.shift
+
+    def __str__(self) -> str:
+        return self.name if self.name.startswith(self.study) else f"{self.study}: {self.name}"
+
+
 class Row(NamedTuple):
     """One method on one image under one shift.
 
@@ -58,6 +91,16 @@ class Row(NamedTuple):
     version: str
     machine: str
     input: str
+
+    @property
+    def series(self) -> Series:
+        """The method and what it has learned from."""
+        return Series(self.method, self.estimate, self.train_set, self.training_images)
+
+    @property
+    def place(self) -> Place:
+        """The study, the shift and the noise level."""
+        return Place(self.study, self.shift, self.sigma)
 
 
 class Budget(NamedTuple):

@@ -1,8 +1,5 @@
 """What the report shows of the rows: for every training set, means over images with their intervals.
 
-    drop          PSNR under a shift - PSNR in distribution       of one method: below zero is lost
-    difference    PSNR of a method - PSNR of the patch prior      on the same noisy images
-
 Methods that learn nothing are part of every training set, as what its patch prior is compared with.
 """
 
@@ -16,70 +13,38 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.robustness.shifts import REAL
-from benchmarks.robustness.summary import Difference, Results, Series, differences, interval
-from benchmarks.robustness.table import REFERENCE, STUDIES, Row
+from benchmarks.robustness.summary import Difference, Interval, Results, differences, drops
+from benchmarks.robustness.table import REFERENCE, STUDIES, Place, Row, Series
 from benchmarks.robustness.training import PATCH_PRIOR
 
-# The cells of a training: what they are called, and what they are.
-MEASURES = {
-    "drop": (
-        "Drop from in-distribution",
-        "PSNR under the shift less PSNR in distribution, of the same method: below zero is lost.",
-    ),
-    "difference": (
-        "Difference from the patch prior",
-        "PSNR less that of the patch prior on the same noisy images: above zero the patch prior loses.",
-    ),
-}
 NOISY = "noisy"  # the noisy image itself: no rival
-
-
-class Place(NamedTuple):
-    """Where something was measured: a study, a shift and a noise level."""
-
-    study: str
-    shift: str
-    sigma: float
-
-    def __str__(self) -> str:
-        name = shift_name(self.shift)
-        return name if name.startswith(self.study) else f"{self.study}: {name}"
-
-
-class Cell(NamedTuple):
-    """A mean over images and its interval, in dB."""
-
-    mean: float
-    low: float
-    high: float
-    images: int
-
-    @property
-    def interval(self) -> str:
-        """In words."""
-        return f"{number(self.low)} to {number(self.high)}"
-
-    @property
-    def decided(self) -> bool:
-        """Whether the interval does not hold zero; one image has none."""
-        return self.images > 1 and (self.low > 0 or self.high < 0)
-
-
-Cells = Mapping[tuple[Place, Series], Cell]
 
 
 class Training(NamedTuple):
     """What one training set is good for.
 
     ``psnr`` are means. ``cells`` has the drops, and the differences from the patch prior of the same
-    number of training images, or of the most. ``differences`` are of all patch priors, over two
-    images or more: one has no interval.
+    number of training images, or of the most: above zero the patch prior loses. ``differences`` are of
+    all patch priors, over two images or more: one has no interval.
     """
 
     train_set: str
     psnr: Mapping[tuple[Place, Series], float]
-    cells: Mapping[str, Cells]
+    cells: Mapping[str, Mapping[tuple[Place, Series], Interval]]
     differences: Sequence[Difference]
+
+    @property
+    def studies(self) -> set[str]:
+        """The studies that its patch prior is part of."""
+        return {place.study for place, _ in self.psnr}
+
+    def places(self, sigma: float) -> list[Place]:
+        """What was measured at a noise level."""
+        return columns(place for place, _ in self.psnr if place.sigma == sigma)
+
+    def methods(self, sigma: float) -> list[Series]:
+        """Who was measured at a noise level."""
+        return in_order(series for place, series in self.psnr if place.sigma == sigma)
 
 
 def trainings(rows: Sequence[Row]) -> list[Training]:
@@ -96,27 +61,15 @@ def trainings(rows: Sequence[Row]) -> list[Training]:
 
 
 def _training(name: str, rows: Sequence[Row]) -> Training:
-    results = Results(rows)
-    psnr = {}
-    drops = {}
-    for (study, shift, sigma, series), values in results.values.items():
-        key = Place(study, shift, sigma), series
-        psnr[key] = float(np.mean(list(values.values())))
-        reference = results.reference(study, shift, sigma, series)
-        if shift != REFERENCE and reference:
-            if values.keys() <= reference.keys():
-                found = interval(np.array([x - reference[image] for image, x in values.items()]))
-            else:
-                found = interval(np.array(list(values.values())), np.array(list(reference.values())))
-            drops[key] = Cell(*found, len(values))
+    psnr = {key: float(np.mean(list(values.values()))) for key, values in Results(rows).values.items()}
     between = [found for found in differences(rows) if found.rival.method != NOISY]
     from_prior = {
-        (Place(*d[:3]), d.rival): Cell(-d.psnr.mean, -d.psnr.high, -d.psnr.low, d.images)
+        (d.place, d.rival): Interval(-d.psnr.mean, -d.psnr.high, -d.psnr.low, d.psnr.images)
         for d in sorted(between, key=lambda d: d.prior.training_images)
         if d.prior.method == PATCH_PRIOR
     }
-    several = [found for found in between if found.images > 1]
-    return Training(name, psnr, {"drop": drops, "difference": from_prior}, several)
+    several = [found for found in between if found.psnr.images > 1]
+    return Training(name, psnr, {"drop": drops(rows), "difference": from_prior}, several)
 
 
 def _with_one_level(rows: Sequence[Row]) -> list[Row]:
@@ -140,31 +93,15 @@ def in_order(series: Iterable[Series]) -> list[Series]:
     )
 
 
-def columns(places: Iterable[Place]) -> list[tuple[str, str]]:
+def columns(places: Iterable[Place]) -> list[Place]:
     """Studies in their order; in each the reference first, and numbers by size."""
 
-    def key(column: tuple[str, str]) -> tuple[int, bool, list[tuple[bool, float, str]]]:
-        study, shift = column
-        parts = re.findall(r"(-?\d+\.?\d*)|(\D+?(?=-?\d|$))", shift)
+    def key(place: Place) -> tuple[int, bool, list[tuple[bool, float, str]]]:
+        parts = re.findall(r"(-?\d+\.?\d*)|(\D+?(?=-?\d|$))", place.shift)
         split = [(bool(digits), float(digits or 0), word) for digits, word in parts]
-        return STUDIES.index(study), shift != REFERENCE, split
+        return STUDIES.index(place.study), place.shift != REFERENCE, split
 
-    return sorted({place[:2] for place in places}, key=key)
-
-
-def series_name(series: Series) -> str:
-    """In one line."""
-    return ", ".join(part for part in (series.method, series.estimate, learned(series)) if part)
-
-
-def learned(series: Series) -> str:
-    """What a method has learned from, in words."""
-    return f"{series.training_images} of {series.train_set}" if series.train_set else ""
-
-
-def shift_name(shift: str) -> str:
-    """In words."""
-    return "in distribution" if shift == REFERENCE else shift
+    return sorted(set(places), key=key)
 
 
 def number(value: float, digits: int = 2) -> str:
