@@ -23,11 +23,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import patchscore as ps
 from benchmarks.machine import in_fresh_process, peak_bytes, processor
 from benchmarks.robustness.training import LEVELS
+from benchmarks.throughput import multiply_adds
 from patchscore.evaluation.networks import UNetScore, WholeImagePrior
 
 PATCHES = 3, 5, 7, 9, 13, 17, 25
@@ -140,8 +142,6 @@ def cost(candidate: Candidate) -> Cost:
     short, long = (_seconds_of_training(candidate, images, steps) for steps in (10, 30))
     prior = untrained(candidate, images)
     x = torch.randn(64, 1, SIDE, SIDE)
-    with FlopCounterMode(display=False) as counter:  # with gradients: without, other kernels are used
-        prior.score(x, 1.0)
     rounds = []
     with torch.no_grad():
         for _ in range(3):
@@ -151,12 +151,20 @@ def cost(candidate: Candidate) -> Cost:
     return Cost(
         *candidate,
         parameters(prior),
-        round(counter.get_total_flops() / 2 / x.numel(), 1),
+        round(_multiply_adds(prior, x), 1),
         float(f"{(long - short) / 20:.3g}"),
         float(f"{min(rounds) / x.numel() * 1e6:.3g}"),
         round(megabytes(candidate), 1),
         processor(),
     )
+
+
+def _multiply_adds(prior: Prior, x: Tensor) -> float:
+    if isinstance(prior, ps.PatchPrior):
+        return multiply_adds(prior) / (SIDE**2 if prior.boundary == "open" else 1)
+    with FlopCounterMode(display=False) as counter:
+        prior.score(x, 1.0)
+    return counter.get_total_flops() / 2 / x.numel()
 
 
 def megabytes(candidate: Candidate) -> float:
