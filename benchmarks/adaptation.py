@@ -28,7 +28,7 @@ from benchmarks.data import DATA_RANGE, NamedImage, add_noise, digest
 from benchmarks.machine import machine
 from benchmarks.methods import version_of
 from benchmarks.study import PRIOR, SEED, Job, Option, Study
-from benchmarks.tables import frame_of, markdown
+from benchmarks.tables import Values, frame_of, markdown
 from patchscore.adaptation.adapt import Report, adapt
 from patchscore.adaptation.search import AVERAGE, CROP, WARMUP
 from patchscore.evaluation.baselines import bm3d
@@ -80,20 +80,8 @@ class Row(NamedTuple):
     machine: str
 
 
-Key = tuple[str, str, float, str, int, float, float, int, str, str]
-
-
-class Learned(NamedTuple):
-    """A prior that has learned, and how, as the columns of a row from ``adapted`` to ``seconds``."""
-
-    prior: ps.PatchPrior
-    adapted: int
-    gain: float
-    error: float
-    variance: float
-    correlation: float
-    steps: int
-    seconds: float
+# A prior that has learned, and how: the columns of a row from ``adapted`` to ``seconds``.
+Learned = tuple[ps.PatchPrior, tuple[float, ...]]
 
 
 class Settings(NamedTuple):
@@ -120,7 +108,7 @@ def jobs_of(lessons: Sequence[Lesson], settings: Settings) -> Iterator[Job]:
         content = digest(*(image.pixels for image in (*lesson.shown, *lesson.tests)))
         end = RATE, settings.limit, settings.seed, version, content
         kinds = ("noisy", "clean") if lesson.also_clean else ("itself",)
-        keys: list[Key] = [
+        keys = [
             (lesson.group, image.name, lesson.sigma, kind, len(lesson.shown), *end)
             for image in lesson.tests
             for kind in kinds
@@ -128,7 +116,7 @@ def jobs_of(lessons: Sequence[Lesson], settings: Settings) -> Iterator[Job]:
         yield Job(partial(measure, lesson, keys, settings), keys)
 
 
-def measure(lesson: Lesson, keys: Sequence[Key], settings: Settings) -> list[Row]:
+def measure(lesson: Lesson, keys: Sequence[Values], settings: Settings) -> list[Row]:
     """Learn, and denoise the tests with what was given and with what was learned."""
     here = machine()
     where = f"{here.processor}, {here.torch_threads} threads"
@@ -149,7 +137,7 @@ def measure(lesson: Lesson, keys: Sequence[Key], settings: Settings) -> list[Row
         y = _noisy(image, lesson.sigma, settings.seed)
         before = _quality(image, ps.denoise(y, lesson.sigma, prior=settings.prior))
         rival = _quality(image, bm3d(y, lesson.sigma)) if lesson.with_rival else math.nan
-        for prior, *columns in learned:
+        for prior, columns in learned:
             after = _quality(image, ps.denoise(y, lesson.sigma, prior=prior))
             rows.append(Row._make((*keys[len(rows)], before, after, rival, *columns, where)))
     return rows
@@ -163,7 +151,7 @@ def from_noisy(prior: ps.PatchPrior, report: Report) -> Learned:
     correlation: float = max(correlations, key=abs)
     gain = int(report.adapted), round(report.gain, 5), round(report.error, 5)
     residual = round(variance, 4), round(correlation, 4)
-    return Learned(prior, *gain, *residual, report.steps, round(report.seconds, 1))
+    return prior, (*gain, *residual, report.steps, round(report.seconds, 1))
 
 
 def from_clean(lesson: Lesson, report: Report, settings: Settings) -> Learned:
@@ -189,7 +177,7 @@ def from_clean(lesson: Lesson, report: Report, settings: Settings) -> Learned:
     )
     seconds = round(time.perf_counter() - start, 1)
     unknown = (math.nan,) * 4
-    return Learned(prior.requires_grad_(False), 1, *unknown, steps, seconds)
+    return prior.requires_grad_(False), (1, *unknown, steps, seconds)
 
 
 def summary(rows: Sequence[Row], options: argparse.Namespace) -> str:

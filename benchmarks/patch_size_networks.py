@@ -164,7 +164,7 @@ def _multiply_adds(prior: Prior, x: Tensor) -> float:
         return multiply_adds(prior) / (SIDE**2 if prior.boundary == "open" else 1)
     with FlopCounterMode(display=False) as counter:
         prior.score(x, 1.0)
-    return counter.get_total_flops() / 2 / x.numel()
+    return float(counter.get_total_flops() / 2 / x.numel())
 
 
 def megabytes(candidate: Candidate) -> float:

@@ -15,7 +15,7 @@ Reference: J. A. Fessler, "Score-based priors for image reconstruction" (talk, 2
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -47,14 +47,6 @@ SHARES = 0.25, 0.1, 0.05
 FIRST_SHARE, ANNEALING_LEVELS = 0.5, 3
 MAX_STEPS, TOLERANCE = 150, 1e-3
 BASELINES = "TV, oracle weight", "BM3D"
-
-
-class Trained(NamedTuple):
-    """A prior, what the tables call it, and what its results depend on."""
-
-    name: str
-    prior: ps.PatchPrior
-    version: str
 
 
 class Estimate(NamedTuple):
@@ -99,7 +91,7 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
 
 
 def jobs_of(
-    priors: Sequence[Trained], sigmas: Sequence[float], *, images: int, seed: int
+    priors: Mapping[str, ps.PatchPrior], sigmas: Sequence[float], *, images: int, seed: int
 ) -> Iterator[Job]:
     """Every method; BM3D where it is installed."""
     tv, rival = BASELINES
@@ -107,9 +99,9 @@ def jobs_of(
     methods: list[tuple[tuple[str, ...], str, Callable[..., Iterator[Estimate]]]] = [
         ((method.name,), method.version, partial(_image_by_image, method)) for method in baselines
     ]
-    for name, prior, code in priors:
+    for name, prior in priors.items():
         names = tuple(f"{kind}, {name}" for kind in ("Tweedie", "MAP", "annealed MAP"))
-        methods.append((names, code, partial(_by_prior, prior, names, seed)))
+        methods.append((names, version_of(prior), partial(_by_prior, prior, names, seed)))
     for sigma in sigmas:
         for names, code, run in methods:
             keys = [(image, sigma, name, seed, code) for name in names for image in range(images)]
@@ -132,13 +124,13 @@ def measure(
     return rows
 
 
-def train(folder: Path, *, minutes: float, seed: int) -> list[Trained]:
-    """The two priors, read from the folder if they are there and trained into it if they are not.
+def train(folder: Path, *, minutes: float, seed: int) -> dict[str, ps.PatchPrior]:
+    """The two priors by their names: read from the folder, or trained into it if they are not there.
 
     Raises :class:`InputError` if a file is not a prior, or the minutes are not positive.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    trained = []
+    trained = {}
     for name, build, crop, batch_size in (
         ("3 x 3 network", _network_of_the_talk, 3, 256),
         ("9 x 9 potential", lambda: ps.PatchPrior(ps.PatchEnergy(9, width=128)), 25, 16),
@@ -157,8 +149,7 @@ def train(folder: Path, *, minutes: float, seed: int) -> list[Trained]:
                 generator=torch.Generator().manual_seed(seed),
             )
             prior.save(path)
-        prior = ps.PatchPrior.load(path)
-        trained.append(Trained(name, prior, version_of(prior)))
+        trained[name] = ps.PatchPrior.load(path)
     return trained
 
 

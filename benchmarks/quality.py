@@ -93,14 +93,10 @@ def measure(start: Row, clean: np.ndarray, number: int, method: Method) -> list[
     """The row of one method on one image."""
     noisy = add_noise(clean, start.sigma, seed=start.seed, number=number)
     estimate = method.run(noisy, start.sigma, clean)
-    planes = np.atleast_3d(clean), np.atleast_3d(estimate)
-    similarity = [ssim(*pair, data_range=DATA_RANGE) for pair in zip(*map(_planes, planes), strict=True)]
-    return [
-        start._replace(
-            psnr=round(psnr(clean, estimate, data_range=DATA_RANGE), 4),
-            ssim=round(float(np.mean(similarity)), 5),
-        )
-    ]
+    axis = -1 if clean.ndim == 3 else None
+    similarity = ssim(clean, estimate, data_range=DATA_RANGE, channel_axis=axis)
+    quality = psnr(clean, estimate, data_range=DATA_RANGE)
+    return [start._replace(psnr=round(quality, 4), ssim=round(similarity, 5))]
 
 
 def summary(rows: Sequence[Row], options: argparse.Namespace) -> str:
@@ -117,10 +113,6 @@ def summary(rows: Sequence[Row], options: argparse.Namespace) -> str:
     return f"{markdown(table)}\n\n{words}"
 
 
-def _planes(image: np.ndarray) -> list[np.ndarray]:
-    return [image[..., channel] for channel in range(image.shape[-1])]
-
-
 STUDY = Study(
     "quality",
     __doc__,
@@ -134,12 +126,7 @@ STUDY = Study(
         SIGMAS,
         Option("methods", METHODS, "denoisers", choices=METHODS),
         Option("images", None, "of every set, at most", quick=1, kind=int),
-        Option(
-            "prior",
-            None,
-            "name or file; without it natural-gray or natural-color",
-            kind=str,
-        ),
+        Option("prior", None, "name or file; without it natural-gray or natural-color", kind=str),
         SEED,
     ),
 )

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.methods import version_of
 from patchscore.errors import InputError
 from patchscore.evaluation.metrics import psnr
 from patchscore.inference.optimize import Solution
@@ -36,16 +37,16 @@ def study(monkeypatch):
 
 
 @pytest.fixture
-def priors(study) -> list:
+def priors() -> dict[str, PatchPrior]:
     """A Gaussian prior, whose maximum is known, and a small network without a potential."""
     torch.manual_seed(0)
     pair = torch.tensor([[1.0, 0.9], [0.9, 1.0]])
     gaussian: Clique = GaussianPatches((1, 2), pair)
     network = PatchMLP(3, widths=(8,), tanh_layers=1)
-    return [
-        study.Trained("pairs", PatchPrior(gaussian, assembly="mean"), "exact"),
-        study.Trained("network", PatchPrior(network, assembly="mean"), "untrained"),
-    ]
+    return {
+        "pairs": PatchPrior(gaussian, assembly="mean"),
+        "network": PatchPrior(network, assembly="mean"),
+    }
 
 
 def measured(study, priors, seed: int = 0) -> list:
@@ -95,7 +96,7 @@ def test_rows_hold_the_psnr_of_their_images(study, priors) -> None:
 
 
 def test_map_ends_at_the_share_that_is_best_on_the_validation_phantoms(study, priors) -> None:
-    prior = priors[0].prior
+    prior = priors["pairs"]
     clean = study.phantoms(2, study.VALIDATION, 0)
     y = study.noisy(clean, SIGMA, study.VALIDATION, 0)
     errors = {
@@ -148,9 +149,9 @@ def test_priors_are_trained_once(study, tmp_path, monkeypatch) -> None:
     first = study.train(tmp_path, minutes=0.001, seed=0)
     written = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     second = study.train(tmp_path, minutes=0.001, seed=0)
-    assert [t.version for t in first] == [t.version for t in second]
+    assert [version_of(prior) for prior in first.values()] == [*map(version_of, second.values())]
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == written
-    assert [t.prior.has_potential for t in first] == [False, True]
+    assert [prior.has_potential for prior in first.values()] == [False, True]
 
 
 def test_one_image_has_no_standard_error(study) -> None:
