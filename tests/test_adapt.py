@@ -65,7 +65,10 @@ def bundled():
 
 
 def smooth(side=SIDE):
-    return ps.GaussianCliques.squared_exponential((side, side), std=1.0, length=2.0)
+    """Correlation exp(-|d|^2 / 8), wrapped around."""
+    d = torch.arange(side).double() + side * torch.arange(-4, 5)[:, None]
+    along = (-(d**2) / 8).exp().sum(0)
+    return ps.GaussianCliques.from_covariance(torch.outer(along, along) / along[0] ** 2)
 
 
 def drawn(seed, side=SIDE):

@@ -420,7 +420,6 @@ def mixture_of(**parameters):
         (lambda: epll(torch.ones(1, 1, 4, 4).double(), 1.0, mixture_of()), "float64"),
         (lambda: epll(torch.ones(1, 1, 4, 4), -1.0, mixture_of()), "noise level"),
         (lambda: epll(torch.ones(1, 1, 4, 1), 1.0, mixture_of()), "smaller than one patch"),
-        (lambda: epll(torch.ones(1, 1, 4, 4), 1.0, mixture_of(), multiples=()), "multiples"),
     ],
 )
 def test_bad_input_is_refused(build, message):

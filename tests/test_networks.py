@@ -383,8 +383,8 @@ def test_a_new_energy_is_flat(normal):
     [
         (lambda: PatchEnergy(0), r"sides is \[0, 1\] .* expected positive numbers"),
         (lambda: PatchEnergy(3, 0), r"with 0 channels; expected at least one"),
-        (lambda: PatchMLP(0), r"patch_size is 0 with 1 channels; expected whole numbers of at least 1"),
-        (lambda: PatchEnergy(depth=0), r"depth is 0; expected at least one hidden layer"),
+        (lambda: PatchMLP(0), r"patch_size is 0; expected a positive whole number"),
+        (lambda: PatchEnergy(depth=0), r"depth is 0; expected a positive whole number"),
         (lambda: PatchEnergy(width=12), r"width is 12 .* groups of 8, .* multiple of 8"),
         (lambda: PatchEnergy(width=6, turn_invariant=False), r"groups of 4, .* multiple of 4"),
         (lambda: PatchEnergy(width=0, **ALL_OFF), r"width is 0 .* multiple of 1"),

@@ -150,7 +150,9 @@ def test_p_values_count_training_images():
 
 @pytest.mark.parametrize("sigma", [0.3, 1.0])
 def test_what_is_not_a_draw_is_far_off(sigma, field, expected):
-    smooth = ps.GaussianCliques.squared_exponential((SIDE, SIDE), std=1.0, length=6.0)
+    d = torch.arange(SIDE).double() + SIDE * torch.arange(-4, 5)[:, None]
+    along = (-(d**2) / 72).exp().sum(0)
+    smooth = ps.GaussianCliques.from_covariance(torch.outer(along, along) / along[0] ** 2)
     for clean in (
         draws(field, 8, seed=5, gain=2.0),
         draws(smooth, 8, seed=5),

@@ -13,8 +13,6 @@ ICCV 2011, equations 2-6, with the constants of their code.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -26,18 +24,16 @@ from patchscore.measurements.operators import Identity
 from patchscore.priors.mixture import GaussianMixture
 from patchscore.priors.patches import PatchGrid
 
+# b sigma^2 of every step.
+MULTIPLES = 1, 4, 8, 16, 32
+
 
 @torch.no_grad()
-def epll(
-    noisy: Tensor,
-    sigma: float | Tensor,
-    mixture: GaussianMixture,
-    *,
-    multiples: Sequence[float] = (1, 4, 8, 16, 32),
-) -> Tensor:
+def epll(noisy: Tensor, sigma: float | Tensor, mixture: GaussianMixture) -> Tensor:
     """Denoise by EPLL: (B, C, H, W) -> (B, C, H, W). Nothing is clipped.
 
-    With b = multiple / sigma^2 and a the average of the overlapping z_c, a step is
+    With b = multiple / sigma^2 for the multiples 1, 4, 8, 16 and 32, and a the average of the
+    overlapping z_c, a step is
 
         x = (y + multiple a) / (1 + multiple)
 
@@ -55,8 +51,6 @@ def epll(
     mixture
         Of clean patches. As published: 200 components of 8 x 8 pixels with
         ``fit_mixture(..., zero_mean=True, brightness_invariant=True)``.
-    multiples
-        b sigma^2 of every step. The published code adds 64 and 128 for high noise.
 
     Raises
     ------
@@ -78,8 +72,6 @@ def epll(
             f"noisy is {noisy.dtype} on {noisy.device} and the mixture {mixture.dtype} on "
             f"{mixture.device}; move one of them: noisy.to(...) or mixture.to(...)."
         )
-    if min(multiples, default=0) <= 0:
-        raise InputError(f"multiples are {tuple(multiples)}; expected some positive numbers.")
     grid = PatchGrid(noisy.shape[-2:], mixture.patch_shape, "open")
     overlap = grid.overlap(noisy)
 
@@ -88,7 +80,7 @@ def epll(
 
     def restored(y: Tensor, level: float) -> Tensor:
         likelihood = GaussianLikelihood(y, Identity(), level)
-        rhos = [level / multiple**0.5 for multiple in multiples]
+        rhos = [level / multiple**0.5 for multiple in MULTIPLES]
         return half_quadratic_splitting(average, likelihood, y, sigmas=rhos, progress=False).x
 
     levels = noise_levels(sigma, noisy).tolist()

@@ -54,24 +54,15 @@ class MeanGap(NamedTuple):
     ----------
     rms : root mean square over the pixels, in the unit of the image
     z : rms over its Monte Carlo standard error; about 1 if prior and sampler are exact
-    in_std : rms over the posterior standard deviation; 1 / sqrt(n) if they are exact
     """
 
     rms: Tensor
     z: Tensor
-    in_std: Tensor
 
 
 @torch.no_grad()
-def mean_gap(
-    chain: Chain,
-    prior: Score,
-    y: Tensor,
-    sigma: float | Tensor,
-    *,
-    effective_draws: float | None = None,
-) -> MeanGap:
-    """Compare the mean of samples of p(x | y = x + sigma z) with y + sigma^2 s(y, sigma).
+def mean_gap(chain: Chain, prior: Score, y: Tensor, sigma: float | Tensor) -> MeanGap:
+    """Compare the mean of independent samples of p(x | y = x + sigma z) with y + sigma^2 s(y, sigma).
 
         z^2 = mean((mean - Tweedie)^2) / mean(variance / n)
 
@@ -81,8 +72,6 @@ def mean_gap(
         From :func:`sample_denoised`; moments are enough.
     y, sigma
         The noisy images (B, C, H, W) and their noise level, a number, () or (B,).
-    effective_draws
-        Replaces n if the draws are correlated; see :func:`effective_sample_size`.
 
     Raises
     ------
@@ -101,16 +90,12 @@ def mean_gap(
             f"the chain is of images {tuple(chain.mean.shape)} and y has {tuple(y.shape)}; give the "
             "noisy images that it was drawn for."
         )
-    draws = chain.draws if effective_draws is None else effective_draws
-    if chain.draws < 2 or not 0 < draws < math.inf:
-        raise InputError(
-            f"a chain of {chain.draws} draws, {draws} of them effective, has no standard error; draw at "
-            "least two."
-        )
+    if chain.draws < 2:
+        raise InputError(f"a chain of {chain.draws} draws has no standard error; draw at least two.")
     tweedie = y + expand(noise_levels(sigma, y) ** 2) * prior.score(y, sigma)
     gap = rms(chain.mean.to(y) - tweedie)
     std = norm(chain.std.to(gap)) / dimension(y) ** 0.5
-    return MeanGap(gap, gap / std * math.sqrt(draws), gap / std)
+    return MeanGap(gap, gap / std * math.sqrt(chain.draws))
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from patchscore.checks import check_counts
 from patchscore.errors import InputError
 from patchscore.priors.cliques import Potential, uniform
 from patchscore.priors.engines import choice
@@ -229,8 +230,7 @@ def PatchEnergy(
     InputError
         If a number is out of its range, or ``width`` is not a multiple of the order of the symmetry.
     """
-    if depth < 1:
-        raise InputError(f"depth is {depth}; expected at least one hidden layer.")
+    check_counts(depth=depth)
     return ConvEnergy(
         [patch_size, *[1] * (depth - 1)],
         [1] * depth,

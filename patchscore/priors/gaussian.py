@@ -14,13 +14,13 @@ and Held, "Gaussian Markov Random Fields" (2005), section 2.6 (circulant covaria
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from patchscore.checks import noise_levels
+from patchscore.checks import check_positive, noise_levels
 from patchscore.errors import InputError
 from patchscore.linear_algebra import expand
 from patchscore.priors.cliques import Potential, check_tensor, patch_pixels
@@ -188,28 +188,8 @@ class GaussianCliques(nn.Module):
         Along each axis this is the Ornstein-Uhlenbeck process, an AR(1) with coefficient
         exp(-1 / length); ``length`` is in pixels, ``std`` is that of a pixel.
         """
-        return cls._separable(image_shape, lambda d: (-d.abs() / length).exp(), std, length, mean)
-
-    @classmethod
-    def squared_exponential(
-        cls, image_shape: Sequence[int], *, std: float, length: float, mean: float = 0.0
-    ) -> GaussianCliques:
-        """Correlation exp(-|d|^2 / (2 length^2)), wrapped around, in float64: a very smooth field."""
-        return cls._separable(image_shape, lambda d: (-0.5 * (d / length) ** 2).exp(), std, length, mean)
-
-    @classmethod
-    def _separable(
-        cls,
-        image_shape: Sequence[int],
-        correlation: Callable[[Tensor], Tensor],
-        std: float,
-        length: float,
-        mean: float,
-    ) -> GaussianCliques:
-        for name, value in (("std", std), ("length", length)):
-            if not 0 < value < math.inf:
-                raise InputError(f"{name} is {value}; expected a positive number.")
-        rows, columns = (_wrapped(size, correlation, length) for size in image_shape)
+        check_positive(std=std, length=length)
+        rows, columns = (_wrapped(size, length) for size in image_shape)
         return cls.from_covariance(std**2 * rows[:, None] * columns, mean=mean)
 
     def score(self, x: Tensor, sigma: float | Tensor) -> Tensor:
@@ -315,10 +295,10 @@ def _filter(x: Tensor, gain: Tensor) -> Tensor:
     return filtered
 
 
-def _wrapped(size: int, correlation: Callable[[Tensor], Tensor], length: float) -> Tensor:
-    """sum_m correlation(d + m size) for d = 0 .. size - 1, normalised at d = 0."""
-    turns = 1 + math.ceil(40 * length / size)  # beyond, every correlation is below rounding: exp(-40)
+def _wrapped(size: int, length: float) -> Tensor:
+    """sum_m exp(-|d + m size| / length) for d = 0 .. size - 1, normalised at d = 0."""
+    turns = 1 + math.ceil(40 * length / size)  # beyond, every term is below rounding: exp(-40)
     m = torch.arange(-turns, turns + 1, dtype=torch.float64)
     d = torch.arange(size, dtype=torch.float64)
-    wrapped = correlation(d + size * m[:, None]).sum(0)
+    wrapped = (-(d + size * m[:, None]).abs() / length).exp().sum(0)
     return wrapped / wrapped[0]

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patchscore.checks import check_counts
 from patchscore.errors import InputError
 from patchscore.priors.cliques import Potential, check_tensor, patch_pixels
 from patchscore.priors.gaussian import eigendecomposition
@@ -80,8 +81,7 @@ class GaussianMixture(Potential):
     ) -> None:
         super().__init__()
         self.patch_shape, n = patch_pixels(patch_shape, channels)
-        if components < 1:
-            raise InputError(f"components is {components}; expected at least 1.")
+        check_counts(components=components)
         if brightness_invariant and n == 1:
             raise InputError("one pixel has no mean-free part; use brightness_invariant=False.")
         if covariances is None:

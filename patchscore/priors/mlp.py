@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchscore.checks import check_counts
 from patchscore.errors import InputError
 from patchscore.priors.cliques import Clique, uniform
 from patchscore.priors.registry import register
@@ -54,11 +55,7 @@ class PatchMLP(Clique):
         turn_invariant: bool = True,
     ) -> None:
         super().__init__()
-        if patch_size < 1 or channels < 1:
-            raise InputError(
-                f"patch_size is {patch_size} with {channels} channels; expected whole numbers of at "
-                "least 1."
-            )
+        check_counts(patch_size=patch_size, channels=channels)
         self.symmetry = Symmetry([patch_size], flips=flip_invariant, turns=turn_invariant)
         order = self.symmetry.order
         if not widths or any(width < 1 or width % order for width in widths):
