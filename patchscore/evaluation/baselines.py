@@ -11,6 +11,7 @@ packages get (y - mean(y)) / sigma, so gain and offset change nothing but roundi
 
     f(a y + c, a sigma) = a f(y, sigma) + c
 
+All raise :class:`InputError` if an image is not two-dimensional and finite, or a number not positive.
 :func:`on_arrays` gives the same signature to what works on tensors: EPLL, priors, samplers.
 
 References: Rudin, Osher and Fatemi, Physica D 60 (1992); Chambolle, J. Math. Imaging Vis. 20 (2004);
@@ -60,21 +61,12 @@ def total_variation(
 
     Parameters
     ----------
-    noisy
-        (H, W), in any unit.
-    sigma
-        The noise level, in that unit.
     weight
         The strength as a multiple of sigma: from about 0.4 for texture at low noise to 1 for smooth
         images at high noise.
     tolerance
         The iteration stops when the objective changes by less than this fraction of its first value.
         The default is that of scikit-image; at high noise it stops well before the minimum.
-
-    Raises
-    ------
-    InputError
-        If the image is not two-dimensional and finite, or a number is not positive.
 
     Notes
     -----
@@ -88,21 +80,14 @@ def total_variation(
 def total_variation_oracle(noisy: np.ndarray, sigma: float, clean: np.ndarray) -> np.ndarray:
     """Total variation with the weight that gives the best PSNR, which only the clean image can tell.
 
-    The tolerance is 20 times finer than the default of :func:`total_variation`. Shapes, units and errors
-    are those of :func:`oracle_weight`.
+    The tolerance is 20 times finer than the default of :func:`total_variation`.
     """
     weight = oracle_weight(noisy, sigma, clean)
     return total_variation(noisy, sigma, weight=weight, tolerance=ORACLE_TOLERANCE)
 
 
 def oracle_weight(noisy: np.ndarray, sigma: float, clean: np.ndarray) -> float:
-    """The weight of :func:`total_variation` with the best PSNR, by a bounded search on a log scale.
-
-    Raises
-    ------
-    InputError
-        If the images are not two-dimensional, finite and of one shape, or sigma is not positive.
-    """
+    """The weight of :func:`total_variation` with the best PSNR, by a bounded search on a log scale."""
     if np.shape(clean) != np.shape(noisy):
         raise InputError(
             f"the clean image has shape {np.shape(clean)} and the noisy one {np.shape(noisy)}; they "
@@ -122,19 +107,7 @@ def oracle_weight(noisy: np.ndarray, sigma: float, clean: np.ndarray) -> float:
 def non_local_means(noisy: np.ndarray, sigma: float, *, strength: float = 0.6) -> np.ndarray:
     """Average pixels whose 5 x 5 patches look alike, within 7 pixels: (H, W) -> (H, W).
 
-    Parameters
-    ----------
-    noisy
-        (H, W), in any unit.
-    sigma
-        The noise level, in that unit.
-    strength
-        h as a multiple of sigma: 0.6 is best for photographs at sigma 15 to 50 of 255.
-
-    Raises
-    ------
-    InputError
-        If the image is not two-dimensional and finite, or a number is not positive.
+    ``strength`` is h as a multiple of sigma: 0.6 is best for photographs at sigma 15 to 50 of 255.
 
     Notes
     -----
@@ -149,13 +122,8 @@ def non_local_means(noisy: np.ndarray, sigma: float, *, strength: float = 0.6) -
 def wavelets(noisy: np.ndarray, sigma: float) -> np.ndarray:
     """Shrink wavelet coefficients (BayesShrink), averaged over 4 x 4 shifts: (H, W) -> (H, W).
 
-    Daubechies wavelets with two vanishing moments on up to four levels; no parameters.
-
-    Raises
-    ------
-    InputError
-        If the image is not two-dimensional and finite or has fewer than 6 pixels on a side, or sigma is
-        not positive.
+    Daubechies wavelets with two vanishing moments on up to four levels; no parameters. Raises
+    :class:`InputError` also for an image with fewer than 6 pixels on a side.
 
     Notes
     -----
@@ -180,13 +148,8 @@ def bm3d(noisy: np.ndarray, sigma: float) -> np.ndarray:
     """Run BM3D, both stages, with the default profile of the ``bm3d`` package: (H, W) -> (H, W).
 
     The package computes in float32, chooses its number of threads, and sets its thresholds for similar
-    blocks relative to the range of the noisy image.
-
-    Raises
-    ------
-    InputError
-        If the package is missing, the image is not two-dimensional and finite or is smaller than a
-        block of 8 x 8, or sigma is not positive.
+    blocks relative to the range of the noisy image. Raises :class:`InputError` also if the package is
+    missing or the image is smaller than a block of 8 x 8.
 
     Notes
     -----
@@ -215,13 +178,7 @@ def has_bm3d() -> bool:
 
 
 def import_bm3d() -> Any:
-    """Import the ``bm3d`` package.
-
-    Raises
-    ------
-    InputError
-        If it is not installed, or has no binary for this platform.
-    """
+    """The ``bm3d`` package; :class:`InputError` if it is missing or has no binary for this platform."""
     try:
         import bm3d as package
     except (ImportError, OSError) as error:

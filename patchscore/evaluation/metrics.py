@@ -5,7 +5,9 @@
 
 x is the truth, e the estimate and R the data range; m, s^2 and s_xe are local means, variances and
 covariances, C1 = (0.01 R)^2 and C2 = (0.03 R)^2. Computed by scikit-image, in float64; nothing is
-clipped or quantised.
+clipped or quantised. The two images have one shape and one unit. The data range is that of the unit (255
+for 8-bit images), not of these pixels. :class:`InputError` is raised if shapes differ, a pixel is not
+finite, or the data range is not positive.
 
 Reference: Wang, Bovik, Sheikh and Simoncelli, IEEE Trans. Image Processing 13 (2004).
 """
@@ -23,16 +25,7 @@ SSIM_WINDOW = 11
 
 
 def psnr(clean: np.ndarray, estimate: np.ndarray, *, data_range: float) -> float:
-    """Compute the peak signal-to-noise ratio in dB; infinite for identical images.
-
-    ``clean`` and ``estimate`` have one shape and one unit; ``data_range`` is the range of that unit
-    (255 for 8-bit images), not of these pixels.
-
-    Raises
-    ------
-    InputError
-        If the shapes differ, a pixel is not finite, or the data range is not positive.
-    """
+    """The peak signal-to-noise ratio in dB; infinite for identical images."""
     clean, estimate = _pair(clean, estimate, data_range)
     with np.errstate(divide="ignore"):
         return float(peak_signal_noise_ratio(clean, estimate, data_range=data_range))
@@ -41,25 +34,12 @@ def psnr(clean: np.ndarray, estimate: np.ndarray, *, data_range: float) -> float
 def ssim(
     clean: np.ndarray, estimate: np.ndarray, *, data_range: float, channel_axis: int | None = None
 ) -> float:
-    """Compute the mean structural similarity, 1 for identical images, with the settings of Wang et al.
+    """The mean structural similarity, 1 for identical images, with the settings of Wang et al.
 
     These are a Gaussian window with a standard deviation of 1.5 and 11 pixels, and local moments
-    divided by the sum of the weights. Windows that cross the border are left out.
-
-    Parameters
-    ----------
-    clean, estimate
-        Of one shape and one unit, at least 11 pixels along every axis but that of the channels.
-    data_range
-        The range of the unit (255 for 8-bit images), not of these pixels.
-    channel_axis
-        The axis of the channels, over which the index is averaged; None for a gray image.
-
-    Raises
-    ------
-    InputError
-        If the shapes differ, a pixel is not finite, the image is smaller than the window, or the data
-        range is not positive.
+    divided by the sum of the weights. Windows that cross the border are left out, and the index is
+    averaged over the channels of ``channel_axis``, None for a gray image. Raises :class:`InputError`
+    also for images with fewer than 11 pixels along another axis.
     """
     clean, estimate = _pair(clean, estimate, data_range)
     sides = list(clean.shape)
