@@ -255,7 +255,7 @@ def test_no_scheduler_and_no_dask_are_errors_that_teach(settings, tmp_path, monk
 
 
 def test_gain_and_offset_cost_the_invariant_prior_nothing(settings) -> None:
-    contender = contenders.Contender(contenders.BUNDLED, contenders.ONE_STEP, "bsd400", 360)
+    contender = table.Series(contenders.BUNDLED, contenders.ONE_STEP, "bsd400", 360)
     settings.weights.mkdir()
     found = {
         shift: run.measure(plan.Task("gain", shift, "bsd68", 25.0, contender, 2, 2, 48, 0), settings)
@@ -270,8 +270,8 @@ def test_gain_and_offset_cost_the_invariant_prior_nothing(settings) -> None:
 def test_the_adapted_prior_is_the_bundled_one_after_its_steps(settings, monkeypatch) -> None:
     monkeypatch.setattr(contenders, "ADAPTATION_STEPS", 15)
     names = contenders.BUNDLED, contenders.ADAPTED
-    bundled, adapted = (contenders.Contender(n, contenders.ONE_STEP, "bsd400", 360) for n in names)
-    assert not adapted.is_prepared_here
+    bundled, adapted = (table.Series(n, contenders.ONE_STEP, "bsd400", 360) for n in names)
+    assert not contenders.is_prepared_here(adapted)
     noisy = data.brick()[:64, :64] + 25 * np.random.default_rng(0).standard_normal((64, 64))
     denoiser = contenders.ready(adapted, 25.0, settings)
     plain = contenders.ready(bundled, 25.0, settings)
@@ -293,7 +293,7 @@ def test_slow_methods_see_the_noisy_images_that_others_see() -> None:
         for task in plan.tasks(size, table.STUDIES, mixture=None, seed=0):
             most = size.phantoms if task.test_set in sets.PHANTOMS else size.images
             assert task.among == most
-            assert task.images == (size.slow if task.contender.is_slow else most)
+            assert task.images == (size.slow if contenders.is_slow(task.contender) else most)
 
 
 def test_every_task_is_there_once_and_every_shift_has_a_reference() -> None:
@@ -351,7 +351,7 @@ def test_turns_and_flips_are_those_of_the_noisy_image(normal) -> None:
     for k, (x, y) in enumerate(((turned.clean, image), (turned.noisy, before.noisy))):
         assert np.array_equal(x, np.rot90(y)), k
     assert np.array_equal(flipped.noisy, before.noisy[:, ::-1])
-    assert np.array_equal(shifts.flipped(shifts.flipped(image)), image)
+    assert np.array_equal(flipped.clean, image[:, ::-1])
 
 
 def test_a_gain_and_an_offset_are_undone() -> None:

@@ -26,7 +26,6 @@ from benchmarks.robustness.figures import (
     INKS,
     LIGHT,
     Line,
-    Point,
     blend,
     contrast,
     data_uri,
@@ -270,7 +269,7 @@ def test_shifts_are_in_the_order_of_their_numbers() -> None:
 
 def test_intervals_are_drawn_where_they_belong() -> None:
     """On the axis of the signed square root, -4, 0 and 4 dB are equally far from each other."""
-    line = Line("a <b>", "m3", [Point(0, 0.0, -4.0, 4.0)])
+    line = Line("a <b>", "m3", [(0, Interval(0.0, -4.0, 4.0, 9))])
     drawing = plot("t", ["here"], [line])
     ((low, high),) = re.findall(r'<g><title>.*?y1="([\d.]+)" y2="([\d.]+)"', drawing)
     centre = float(re.search(r'class="mark".*? y="([\d.]+)"', drawing)[1]) + 4

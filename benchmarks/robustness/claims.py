@@ -27,18 +27,15 @@ def claims(rows: Sequence[Row], budgets: Sequence[Budget]) -> list[list[str]]:
     There is no verdict where a network was trained for less than ``LEAST_STEPS``.
     """
     between = differences(rows)
-    gain = [
-        (series.method, drop.mean)
-        for (place, series), drop in drops(rows).items()
-        if place.study == "gain"
-    ]
-    with_it = [abs(drop) for method, drop in gain if method in (PATCH_PRIOR, BUNDLED)]
-    without = [-drop for method, drop in gain if method == NO_INVARIANCE]
+    gain = drops([row for row in rows if row.study == "gain"]).items()
+    with_it = [abs(drop.mean) for (_, s), drop in gain if s.method in (PATCH_PRIOR, BUNDLED)]
+    without = [-drop.mean for (_, s), drop in gain if s.method == NO_INVARIANCE]
     over_tv = [
         d.psnr.mean
         for d in between
         if (d.prior.method, d.rival.estimate) == (BUNDLED, ORACLE) and d.place.shift in MEDICAL
     ]
+    adapted = [d.psnr.mean for d in between if (d.prior.method, d.rival.method) == (BUNDLED, ADAPTED)]
     few = [
         d.drop.mean
         for d in between
@@ -47,37 +44,32 @@ def claims(rows: Sequence[Row], budgets: Sequence[Budget]) -> list[list[str]]:
         and d.rival.method in (UNET, DDPM)
         and d.drop is not None
     ]
-    adapted = [d.psnr.mean for d in between if (d.prior.method, d.rival.method) == (BUNDLED, ADAPTED)]
-    lines = [
-        (
-            "gain and offset cost the patch priors at most 0.01 dB",
-            with_it,
-            max,
-            lambda x: x <= EXACT,
-            (),
-        ),
-        (
-            "without the invariances, more than 2 dB somewhere",
-            without,
-            max,
-            lambda x: x > 2,
-            (NO_INVARIANCE,),
-        ),
-        ("natural-gray over TV with an oracle weight, medical", over_tv, min, lambda x: x > 0, ()),
-        ("adaptation costs at most 0.05 dB under any shift", adapted, max, lambda x: x <= HARMLESS, ()),
-    ]
-    table = [
-        [text, f"{worst(values):+.4f} dB", _verdict(holds(worst(values)), trained, rows, budgets)]
-        for text, values, worst, holds, trained in lines
-        if values
-    ]
+    table = [["expected", "measured", "so"]]
+
+    def add(text: str, found: str, holds: bool, *trained: str) -> None:
+        table.append([text, found, _verdict(holds, trained, rows, budgets)])
+
+    if with_it:
+        worst = max(with_it)
+        text = "gain and offset cost the patch priors at most 0.01 dB"
+        add(text, f"{worst:+.4f} dB", worst <= EXACT)
+    if without:
+        worst = max(without)
+        text = "without the invariances, more than 2 dB somewhere"
+        add(text, f"{worst:+.4f} dB", worst > 2, NO_INVARIANCE)
+    if over_tv:
+        worst = min(over_tv)
+        add("natural-gray over TV with an oracle weight, medical", f"{worst:+.4f} dB", worst > 0)
+    if adapted:
+        worst = max(adapted)
+        text = "adaptation costs at most 0.05 dB under any shift"
+        add(text, f"{worst:+.4f} dB", worst <= HARMLESS)
     if few:
-        smaller = [difference for difference in few if difference > 0]
+        smaller = sum(difference > 0 for difference in few)
         text = "with 10 and 100 images a smaller drop under content than U-Net and DDPM"
-        found = f"{len(smaller)} of {len(few)}, by {np.mean(few):+.2f} dB on average"
-        verdict = _verdict(smaller == few, (PATCH_PRIOR, UNET, DDPM), rows, budgets)
-        table.append([text, found, verdict])
-    return [["expected", "measured", "so"], *table]
+        found = f"{smaller} of {len(few)}, by {np.mean(few):+.2f} dB on average"
+        add(text, found, smaller == len(few), PATCH_PRIOR, UNET, DDPM)
+    return table
 
 
 def no_verdict(budgets: Sequence[Budget]) -> str:

@@ -33,9 +33,8 @@ from benchmarks.methods import (
     version_of,
 )
 from benchmarks.robustness import training
-from benchmarks.robustness.table import Budget
+from benchmarks.robustness.table import Budget, Series
 from benchmarks.robustness.training import Choice, Effort, Lesson
-from patchscore.errors import InputError
 from patchscore.evaluation.baselines import non_local_means, total_variation, wavelets
 
 BUNDLED, ADAPTED = "patch prior, bundled", "patch prior, adapted"
@@ -49,23 +48,14 @@ TUNING_SIDE = 128
 ADAPTATION_STEPS = 30  # on an image, at most
 
 
-class Contender(NamedTuple):
-    """A method and what it has learned from; "" and 0 if from nothing here."""
+def is_prepared_here(contender: Series) -> bool:
+    """Whether it is trained or tuned by the benchmark."""
+    return contender.training_images > 0 and contender.method not in (BUNDLED, ADAPTED)
 
-    method: str
-    estimate: str
-    train_set: str = ""
-    images: int = 0
 
-    @property
-    def is_prepared_here(self) -> bool:
-        """Whether it is trained or tuned by the benchmark."""
-        return self.images > 0 and self.method not in (BUNDLED, ADAPTED)
-
-    @property
-    def is_slow(self) -> bool:
-        """Whether it is measured on fewer images and at one noise level only."""
-        return self.estimate in SAMPLES or self.method in (ADAPTED, EPLL)
+def is_slow(contender: Series) -> bool:
+    """Whether it is measured on fewer images and at one noise level only."""
+    return contender.estimate in SAMPLES or contender.method in (ADAPTED, EPLL)
 
 
 class Settings(NamedTuple):
@@ -84,21 +74,22 @@ class Settings(NamedTuple):
     mixture: Path | None
     seed: int
 
-    def lesson(self, contender: Contender) -> Lesson:
+    def lesson(self, contender: Series) -> Lesson:
         """What a network has to learn."""
-        return Lesson(contender.method, contender.train_set, contender.images, self.seed, self.effort)
+        method, _, train_set, images = contender
+        return Lesson(method, train_set, images, self.seed, self.effort)
 
 
 @lru_cache(maxsize=4)
-def ready(contender: Contender, sigma: float, settings: Settings) -> Method:
+def ready(contender: Series, sigma: float, settings: Settings) -> Method:
     """The denoiser; ``sigma`` is the level that a tuned one is tuned for.
 
     Raises
     ------
     InputError
-        If its weights, its mixture or its package are missing, or there is no such method.
+        If its weights, its mixture or its package are missing.
     """
-    if not contender.is_prepared_here:
+    if not is_prepared_here(contender):
         return _as_it_comes(contender, settings.mixture)
     if contender.method not in TUNED:
         return _network(contender, settings)
@@ -111,7 +102,7 @@ def ready(contender: Contender, sigma: float, settings: Settings) -> Method:
     )
 
 
-def tuned(contender: Contender, sigma: float, settings: Settings) -> Choice:
+def tuned(contender: Series, sigma: float, settings: Settings) -> Choice:
     """The strength of a classical method for a noise level; from the folder if it is there."""
     place = contender.train_set.replace("/", "-")
     path = settings.weights / f"{contender.method}-{place}-{sigma:g}-seed-{settings.seed}.json"
@@ -126,14 +117,14 @@ def tuned(contender: Contender, sigma: float, settings: Settings) -> Choice:
     return training.choose(path, STRENGTHS[contender.method], quality)
 
 
-def tuning_budget(contender: Contender, sigmas: Sequence[float], settings: Settings) -> Budget:
+def tuning_budget(contender: Series, sigmas: Sequence[float], settings: Settings) -> Budget:
     """Tune a classical method for these noise levels, and say what it took."""
     choices = [tuned(contender, sigma, settings) for sigma in sigmas]
     values = ", ".join(f"{c.value:g} at {s:g}" for s, c in zip(sigmas, choices, strict=True))
     return Budget(
         contender.method,
         contender.train_set,
-        contender.images,
+        contender.training_images,
         1,
         round(sum(choice.seconds for choice in choices), 1),
         sum(len(choice.candidates) for choice in choices),
@@ -144,8 +135,10 @@ def tuning_budget(contender: Contender, sigmas: Sequence[float], settings: Setti
     )
 
 
-def _as_it_comes(contender: Contender, mixture: Path | None) -> Method:
+def _as_it_comes(contender: Series, mixture: Path | None) -> Method:
     name = contender.method
+    if name == EPLL and mixture is not None:
+        return by_epll(mixture)
     as_they_come: dict[str, Callable[[], Method]] = {
         "noisy": noisy_itself,
         BUNDLED: lambda: one_step(name, ps.load_prior("natural-gray", "cpu")),
@@ -156,10 +149,6 @@ def _as_it_comes(contender: Contender, mixture: Path | None) -> Method:
         ),
         "BM3D": lambda: by_bm3d(name),
     }
-    if mixture is not None:
-        as_they_come[EPLL] = lambda: by_epll(mixture)
-    if name not in as_they_come:
-        raise InputError(f"there is no method {name!r}, or the file of its mixture is missing.")
     return as_they_come[name]()
 
 
@@ -178,7 +167,7 @@ def _adapted(name: str) -> Method:
     return blind(name, code, ONE_STEP, restore)
 
 
-def _network(contender: Contender, settings: Settings) -> Method:
+def _network(contender: Series, settings: Settings) -> Method:
     lesson = settings.lesson(contender)
     prior, scale = training.load(lesson, settings.weights), training.scale_of(lesson)
     estimate = training.one_step(prior)

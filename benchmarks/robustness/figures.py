@@ -23,6 +23,7 @@ from markupsafe import Markup
 from PIL import Image
 from skimage.color import rgb2xyz
 
+from benchmarks.robustness.summary import Interval
 from benchmarks.robustness.views import number
 
 FULL = 10.0
@@ -42,21 +43,12 @@ TEMPLATES = Environment(
 TEMPLATES.filters |= {"number": number, "short": "{:g}".format, "fixed": "{:.1f}".format}
 
 
-class Point(NamedTuple):
-    """A value and its interval, at a place of the horizontal axis."""
-
-    place: int
-    value: float
-    low: float
-    high: float
-
-
 class Line(NamedTuple):
-    """What one method does at all places; ``look`` is its class in the style sheet."""
+    """A method: its numbers, each with its place on the axis, and its class in the style sheet."""
 
     name: str
     look: str
-    points: Sequence[Point]
+    points: Sequence[tuple[int, Interval]]
 
 
 def cell_style(value: float) -> str:
@@ -86,7 +78,7 @@ def contrast(one: RGB, other: RGB) -> float:
 
 def plot(title: str, places: Sequence[str], lines: Sequence[Line]) -> Markup:
     """Intervals by place and method, as SVG that takes its colours from the page."""
-    values = [v for line in lines for point in line.points for v in (point.low, point.high, 0.0)]
+    values = [v for line in lines for _, p in line.points for v in (p.low, p.high, 0.0)]
     low, high = _root(min(values)), _root(max(values))
     pad = 0.06 * (high - low) or 0.3
     slot = min(max(84, 6 * len(lines) + 12, WIDTH // len(places)), 360)

@@ -24,10 +24,10 @@ from benchmarks.robustness.contenders import (
     TUNED,
     TUNING_IMAGES,
     TV,
-    Contender,
+    is_slow,
 )
 from benchmarks.robustness.shifts import GAIN_SHIFTS, GEOMETRY_SHIFTS, NOISE_SHIFTS, REAL
-from benchmarks.robustness.table import REFERENCE
+from benchmarks.robustness.table import REFERENCE, Series
 from benchmarks.robustness.training import CNN, DDPM, INVARIANT_UNET, NO_INVARIANCE, PATCH_PRIOR, UNET
 from patchscore.evaluation.baselines import has_bm3d
 
@@ -41,10 +41,6 @@ OTHER_SETS = (
     "em_isbi2012",
     "documents",
 )
-SCANNERS = {
-    "mri_brain/train": ("mri_brain/test", ("ct_chest/test", "mri_t1_native")),
-    "ct_chest/train": ("ct_chest/test", ("mri_brain/test",)),
-}
 SHIFTS = {"gain": GAIN_SHIFTS, "geometry": GEOMETRY_SHIFTS, "noise": (*NOISE_SHIFTS, REAL)}
 PAIRS = "oct_retina"  # real pairs of noisy and clean scans
 
@@ -58,39 +54,27 @@ class Size(NamedTuple):
     side : of the middle that is cut from larger images, in pixels
     sigmas, phantom_sigmas : noise levels of the studies of content, scanners and phantoms
     sigma : the noise level of the other studies, and of slow methods
-    phantom_counts, photograph_counts, scanner_counts : numbers of training images
+    phantom_counts, photograph_counts, mri_counts, ct_counts : numbers of training images
     learned : number of training images, in the studies of gain, geometry and noise
     references : test sets of photographs
     """
 
-    images: int
-    phantoms: int
-    slow: int
-    side: int
-    sigmas: tuple[float, ...]
-    phantom_sigmas: tuple[float, ...]
-    sigma: float
-    phantom_counts: tuple[int, ...]
-    photograph_counts: tuple[int, ...]
-    scanner_counts: dict[str, tuple[int, ...]]
-    learned: int
-    references: tuple[str, ...]
+    images: int = 12
+    phantoms: int = 20
+    slow: int = 6
+    side: int = 128
+    sigmas: tuple[float, ...] = (15.0, 25.0, 50.0)
+    phantom_sigmas: tuple[float, ...] = (0.5, 1.0)
+    sigma: float = 25.0
+    phantom_counts: tuple[int, ...] = (10, 100, 1000)
+    photograph_counts: tuple[int, ...] = (10, 100, 360)
+    mri_counts: tuple[int, ...] = (10, 55)
+    ct_counts: tuple[int, ...] = (10, 27)
+    learned: int = 100
+    references: tuple[str, ...] = ("bsd68", "set12")
 
 
-FULL = Size(
-    images=12,
-    phantoms=20,
-    slow=6,
-    side=128,
-    sigmas=(15.0, 25.0, 50.0),
-    phantom_sigmas=(0.5, 1.0),
-    sigma=25.0,
-    phantom_counts=(10, 100, 1000),
-    photograph_counts=(10, 100, 360),
-    scanner_counts={"mri_brain/train": (10, 55), "ct_chest/train": (10, 27)},
-    learned=100,
-    references=("bsd68", "set12"),
-)
+FULL = Size()
 QUICK = Size(
     images=4,
     phantoms=8,
@@ -98,11 +82,10 @@ QUICK = Size(
     side=64,
     sigmas=(25.0,),
     phantom_sigmas=(0.5,),
-    sigma=25.0,
     phantom_counts=(10,),
     photograph_counts=(10, 100),
-    scanner_counts={"mri_brain/train": (10,), "ct_chest/train": (10,)},
-    learned=100,
+    mri_counts=(10,),
+    ct_counts=(10,),
     references=("bsd68",),
 )
 
@@ -118,7 +101,7 @@ class Task(NamedTuple):
     shift: str
     test_set: str
     sigma: float
-    contender: Contender
+    contender: Series
     images: int
     among: int
     side: int
@@ -134,14 +117,14 @@ def tasks(size: Size, studies: Sequence[str], *, mixture: Path | None, seed: int
         for sigma in sigmas
         for among in [size.phantoms if test_set in PHANTOMS else size.images]
         for contender in (*_classical(train_set, test_set, mixture), *networks)
-        for most in [size.slow if contender.is_slow else among]
-        if not contender.is_slow or sigma in (size.sigma, *size.phantom_sigmas)
+        for most in [size.slow if is_slow(contender) else among]
+        if not is_slow(contender) or sigma in (size.sigma, *size.phantom_sigmas)
     ]
     return list(dict.fromkeys(found))
 
 
 # The training set, the shift, the test set, the noise levels, and the networks.
-Condition = tuple[str, str, str, tuple[float, ...], list[Contender]]
+Condition = tuple[str, str, str, tuple[float, ...], list[Series]]
 
 
 def _conditions(study: str, size: Size) -> Iterator[Condition]:
@@ -158,11 +141,15 @@ def _conditions(study: str, size: Size) -> Iterator[Condition]:
                 shift = REFERENCE if inside else test_set.removesuffix("/test")
                 yield PHOTOGRAPHS, shift, test_set, size.sigmas, networks
         case "scanner":
-            for train_set, (same, others) in SCANNERS.items():
-                networks = [BUNDLED_PRIOR, *_networks(train_set, size.scanner_counts[train_set])]
-                yield train_set, REFERENCE, same, size.sigmas, networks
+            for scanner, counts, others in (
+                ("mri_brain", size.mri_counts, ("ct_chest/test", "mri_t1_native")),
+                ("ct_chest", size.ct_counts, ("mri_brain/test",)),
+            ):
+                train_set = f"{scanner}/train"
+                networks = [BUNDLED_PRIOR, *_networks(train_set, counts)]
+                yield train_set, REFERENCE, f"{scanner}/test", size.sigmas, networks
                 for other in others:
-                    shift = f"{train_set} to {other}".replace("/train", "").replace("/test", "")
+                    shift = f"{scanner} to {other.removesuffix('/test')}"
                     yield train_set, shift, other, size.sigmas, networks
         case _:
             networks = [BUNDLED_PRIOR, *_networks(PHOTOGRAPHS, (size.learned,))]
@@ -170,18 +157,18 @@ def _conditions(study: str, size: Size) -> Iterator[Condition]:
             if study == "noise":  # under another content: the study adaptation, on larger images
                 networks.append(BUNDLED_PRIOR._replace(method=ADAPTED))
             if study == "gain":
-                networks.append(Contender(NO_INVARIANCE, ONE_STEP, PHOTOGRAPHS, size.learned))
+                networks.append(Series(NO_INVARIANCE, ONE_STEP, PHOTOGRAPHS, size.learned))
             for shift in (REFERENCE, *SHIFTS[study]):
                 test_set = PAIRS if shift == REAL else size.references[0]
                 yield PHOTOGRAPHS, shift, test_set, (size.sigma,), networks
 
 
-BUNDLED_PRIOR = Contender(BUNDLED, ONE_STEP, PHOTOGRAPHS, BUNDLED_IMAGES)
+BUNDLED_PRIOR = Series(BUNDLED, ONE_STEP, PHOTOGRAPHS, BUNDLED_IMAGES)
 
 
-def _networks(train_set: str, counts: Sequence[int]) -> list[Contender]:
+def _networks(train_set: str, counts: Sequence[int]) -> list[Series]:
     return [
-        Contender(network, estimate, train_set, count)
+        Series(network, estimate, train_set, count)
         for count in counts
         for network, estimate in (
             (PATCH_PRIOR, ONE_STEP),
@@ -193,15 +180,15 @@ def _networks(train_set: str, counts: Sequence[int]) -> list[Contender]:
     ]
 
 
-def _classical(train_set: str, test_set: str, mixture: Path | None) -> list[Contender]:
+def _classical(train_set: str, test_set: str, mixture: Path | None) -> list[Series]:
     contenders = [
-        Contender("noisy", "none"),
-        Contender(TV, ORACLE),
-        *(Contender(method, TUNED[method], train_set, TUNING_IMAGES) for method in (TV, NLM)),
-        Contender("wavelets", "BayesShrink"),
+        Series("noisy", "none"),
+        Series(TV, ORACLE),
+        *(Series(method, TUNED[method], train_set, TUNING_IMAGES) for method in (TV, NLM)),
+        Series("wavelets", "BayesShrink"),
     ]
     if has_bm3d():
-        contenders.append(Contender("BM3D", "two stages"))
+        contenders.append(Series("BM3D", "two stages"))
     if mixture is not None and test_set not in PHANTOMS:
-        contenders.append(Contender(EPLL, "mode"))
+        contenders.append(Series(EPLL, "mode"))
     return contenders

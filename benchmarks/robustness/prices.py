@@ -49,7 +49,7 @@ def prices(rows: Sequence[Row]) -> list[Price]:
     found = [
         Price._make((*key, interval(price.to_list()))) for key, price in by_image.groupby(level=keys)
     ]
-    return sorted(found, key=lambda price: (price[:4], NETWORKS.index(price.method)))
+    return sorted(found, key=lambda price: (price[:4], list(NETWORKS).index(price.method)))
 
 
 def price_table(rows: Sequence[Row]) -> list[list[str]]:

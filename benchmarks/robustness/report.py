@@ -19,7 +19,7 @@ import numpy as np
 from markupsafe import Markup
 
 from benchmarks.robustness.claims import no_verdict
-from benchmarks.robustness.figures import TEMPLATES, Line, Point, cell_style, data_uri, plot
+from benchmarks.robustness.figures import TEMPLATES, Line, cell_style, data_uri, plot
 from benchmarks.robustness.prices import price_table
 from benchmarks.robustness.summary import Difference, Interval
 from benchmarks.robustness.table import REFERENCE, Budget, Place, Row, Series
@@ -177,7 +177,7 @@ def _chart(looks: Looks, training: Training, study: str, measure: str, sigma: fl
         Line(
             str(series),
             looks[series[:2]] + " hollow" * (series.training_images < most[series[:2]]),
-            sorted(Point(places.index(p), *c[:3]) for (p, s), c in cells.items() if s == series),
+            sorted((places.index(p), c) for (p, s), c in cells.items() if s == series),
         )
         for series in order
     ]

@@ -19,10 +19,17 @@ from tqdm import tqdm
 
 from benchmarks.data import data_range, real_pairs, spaced, test_images
 from benchmarks.machine import processor
-from benchmarks.robustness.contenders import ONE_STEP, TUNED, Contender, Settings, ready, tuning_budget
+from benchmarks.robustness.contenders import (
+    ONE_STEP,
+    TUNED,
+    Settings,
+    is_prepared_here,
+    ready,
+    tuning_budget,
+)
 from benchmarks.robustness.plan import Task
 from benchmarks.robustness.shifts import REAL, Problem, shifted
-from benchmarks.robustness.table import Budget, Row
+from benchmarks.robustness.table import Budget, Row, Series
 from benchmarks.robustness.training import learn
 from benchmarks.study import Job
 from benchmarks.tables import read_table, write_table
@@ -59,17 +66,17 @@ def prepare_all(tasks: Sequence[Task], settings: Settings, workers: Workers, pat
             write_table(path, Budget._fields, sorted(budgets.values()))
 
 
-def lessons(tasks: Sequence[Task]) -> list[tuple[Contender, tuple[float, ...]]]:
+def lessons(tasks: Sequence[Task]) -> list[tuple[Series, tuple[float, ...]]]:
     """What has to be tuned or trained, once each, with the noise levels that it is measured at."""
-    sigmas: dict[Contender, set[float]] = {}
+    sigmas: dict[Series, set[float]] = {}
     for task in tasks:
         one = task.contender._replace(estimate=TUNED.get(task.contender.method, ONE_STEP))
-        if task.contender.is_prepared_here:
+        if is_prepared_here(task.contender):
             sigmas.setdefault(one, set()).add(task.sigma)
     return [(contender, tuple(sorted(levels))) for contender, levels in sigmas.items()]
 
 
-def prepare(lesson: tuple[Contender, tuple[float, ...]], settings: Settings) -> Budget:
+def prepare(lesson: tuple[Series, tuple[float, ...]], settings: Settings) -> Budget:
     """Train or tune a contender for these noise levels, unless it is in the folder of weights."""
     torch.set_num_threads(1)
     contender, sigmas = lesson
@@ -130,16 +137,16 @@ def picture(row: Row, tasks: Iterable[Task], settings: Settings) -> Pictures:
 
     Raises :class:`InputError` if the row is of none of them.
     """
+    of_row = row.study, row.shift, row.test_set, row.series, row.seed
     for task in tasks:
-        if _key(task, row.image, row.sigma) == (*row[:9], row.seed) and (
-            task.sigma == row.sigma or task.shift == REAL
-        ):
-            denoiser = ready(task.contender, task.sigma, settings)
-            for name, sigma, problem in cases(task):
-                if (name, sigma) == (row.image, row.sigma):
-                    denoised = denoiser.run(problem.noisy, problem.told, problem.seen)
-                    noisy = problem.restored(problem.noisy)
-                    return Pictures(problem.clean, noisy, problem.restored(denoised))
+        if (task.study, task.shift, task.test_set, task.contender, task.seed) != of_row:
+            continue
+        for name, sigma, problem in cases(task):
+            if (name, sigma) == (row.image, row.sigma):
+                denoiser = ready(task.contender, task.sigma, settings)
+                denoised = denoiser.run(problem.noisy, problem.told, problem.seen)
+                noisy = problem.restored(problem.noisy)
+                return Pictures(problem.clean, noisy, problem.restored(denoised))
     raise InputError(
         f"no task of this run makes the row {row}; take the size and the studies that it was "
         "measured with."

@@ -58,16 +58,6 @@ class Problem(NamedTuple):
         return (estimate - self.offset) / self.gain
 
 
-def turned(image: np.ndarray) -> np.ndarray:
-    """A quarter turn."""
-    return np.ascontiguousarray(np.rot90(image))
-
-
-def flipped(image: np.ndarray) -> np.ndarray:
-    """Left and right exchanged."""
-    return np.ascontiguousarray(image[:, ::-1])
-
-
 def zoomed(image: np.ndarray, factor: float) -> np.ndarray:
     """Cubic interpolation, with a low-pass filter before shrinking; at most as large as it was."""
     kept = middle(image, int(max(image.shape) / max(factor, 1)))
@@ -113,7 +103,7 @@ NOISE: dict[str, NoiseModel] = {
     "correlated": correlated,
     "clipped": clipped,
 }
-TURNS = {"rotated 90": turned, "flipped": flipped}
+TURNS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"rotated 90": np.rot90, "flipped": np.fliplr}
 ZOOMS = {"zoom 2": 2.0, "zoom 1/2": 0.5}
 GAIN_SHIFTS = tuple(f"gain {gain:g}" for gain in GAINS) + tuple(f"offset {o:g}" for o in OFFSETS)
 GEOMETRY_SHIFTS = (*TURNS, *ZOOMS)
@@ -134,7 +124,8 @@ def shifted(
         image = zoomed(image, ZOOMS[shift])
     noisy = add_noise(image, sigma, seed=seed, number=number)
     if shift in TURNS:
-        return Problem(TURNS[shift](image), TURNS[shift](noisy), sigma)
+        clean, noisy = (np.ascontiguousarray(TURNS[shift](x)) for x in (image, noisy))
+        return Problem(clean, noisy, sigma)
     if shift in NOISE:
         entropy = [seed, number, list(NOISE).index(shift)]
         generator = np.random.default_rng(np.random.SeedSequence(entropy))

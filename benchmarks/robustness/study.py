@@ -52,11 +52,14 @@ def planned(options: argparse.Namespace) -> list[Task]:
         and task.contender.method in (options.methods or [task.contender.method])
         and (
             task.contender.method not in NETWORKS
-            or task.contender.images in (options.training_images or [task.contender.images])
+            or task.contender.training_images
+            in (options.training_images or [task.contender.training_images])
         )
     ]
     if PATCH_PRIOR not in {task.contender.method for task in todo}:
-        counts = {task.contender.images for task in found if task.contender.method == PATCH_PRIOR}
+        counts = {
+            task.contender.training_images for task in found if task.contender.method == PATCH_PRIOR
+        }
         raise InputError(
             f"with these options nothing is left of {PATCH_PRIOR!r}, which is what others stand beside. "
             f"The test sets are {', '.join(sorted({task.test_set for task in found}))}; the methods "

@@ -22,12 +22,12 @@ DEPENDS = "version", "input"
 
 
 class Series(NamedTuple):
-    """A method and what it has learned from."""
+    """A method and what it has learned from; "" and 0 if from nothing here."""
 
     method: str
     estimate: str
-    train_set: str
-    training_images: int
+    train_set: str = ""
+    training_images: int = 0
 
     @property
     def learned(self) -> str:

@@ -38,7 +38,26 @@ Prior = ps.PatchPrior | WholeImagePrior
 
 PATCH_PRIOR, CNN, UNET, DDPM = "patch prior", "CNN", "U-Net", "DDPM"
 NO_INVARIANCE, INVARIANT_UNET = "patch prior, no invariance", "U-Net, invariant"
-NETWORKS = PATCH_PRIOR, NO_INVARIANCE, CNN, UNET, INVARIANT_UNET, DDPM
+# Every network before its training, for images in its unit.
+NETWORKS: dict[str, Callable[[Sequence[np.ndarray]], Prior]] = {
+    PATCH_PRIOR: lambda images: ps.PatchPrior(ps.ConvEnergy((5, 3, 3), (1, 2, 3), width=32)),
+    NO_INVARIANCE: lambda images: ps.PatchPrior(
+        ps.PatchEnergy(
+            9,
+            width=128,
+            scale_invariant=False,
+            brightness_invariant=False,
+            flip_invariant=False,
+            turn_invariant=False,
+        )
+    ),
+    CNN: lambda images: WholeImagePrior.for_images(ConvScore(width=48), images),
+    UNET: lambda images: WholeImagePrior.for_images(UNetScore(width=32), images),
+    INVARIANT_UNET: lambda images: WholeImagePrior.for_images(
+        UNetScore(width=32), images, invariant=True
+    ),
+    DDPM: lambda images: WholeImagePrior.for_images(UNetScore(width=32, noise_level="film"), images),
+}
 RATES = 1e-3, 2e-3, 4e-3
 SHARE_OF_A_TRIAL = 0.1
 MOST_TRAININGS = 4
@@ -143,32 +162,30 @@ def choose_rate(lesson: Lesson, folder: Path) -> Choice:
 
 
 def attempt(lesson: Lesson, images: TrainingImages, rate: float) -> tuple[Prior | None, float]:
-    """A trained network and its quality; None and minus infinity if the loss was no longer finite."""
+    """A trained network, and its mean PSNR at one noise level on images that it has not learned from.
+
+    None and minus infinity if the loss was no longer finite.
+    """
     try:
         prior = trained(lesson, images.learn, rate)
     except InputError:
         return None, -math.inf
-    return prior, quality(prior, lesson, images.choose)
-
-
-def quality(prior: Prior, lesson: Lesson, images: Sequence[np.ndarray]) -> float:
-    """The mean PSNR on the middle of images that were not learned from, at one noise level."""
     estimate, scale = one_step(prior), scale_of(lesson)
     found = psnrs(
-        [middle(image, HELD_OUT_SIDE) for image in images],
+        [middle(image, HELD_OUT_SIDE) for image in images.choose],
         lambda noisy, sigma: estimate(scale * noisy, scale * sigma) / scale,
         0.5 if lesson.train_set in PHANTOMS else 25.0,
         seed=lesson.seed,
         data_range=data_range(lesson.train_set),
     )
-    return float(found.mean())
+    return prior, float(found.mean())
 
 
 def trained(lesson: Lesson, images: Sequence[np.ndarray], rate: float) -> Prior:
     """A network after its training with this learning rate."""
     torch.manual_seed(lesson.seed)
     scaled = [scale_of(lesson) * image for image in images]
-    prior = _untrained(lesson.network, scaled)
+    prior = NETWORKS[lesson.network](scaled)
     steps, minutes = lesson.effort.steps, None
     if steps is None:
         minutes = lesson.effort.minutes * SHARES.get(lesson.train_set, 1.0)
@@ -223,28 +240,3 @@ def mean_of_samples(prior: Prior, noisy: np.ndarray, sigma: float, *, samples: i
 def scale_of(lesson: Lesson) -> float:
     """From the unit of the images to that of the network."""
     return NETWORK_RANGE / data_range(lesson.train_set)
-
-
-def _untrained(network: str, images: Sequence[np.ndarray]) -> Prior:
-    match network:
-        case "patch prior":
-            return ps.PatchPrior(ps.ConvEnergy((5, 3, 3), (1, 2, 3), width=32))
-        case "patch prior, no invariance":
-            clique = ps.PatchEnergy(
-                9,
-                width=128,
-                scale_invariant=False,
-                brightness_invariant=False,
-                flip_invariant=False,
-                turn_invariant=False,
-            )
-            return ps.PatchPrior(clique)
-        case "CNN":
-            return WholeImagePrior.for_images(ConvScore(width=48), images)
-        case "U-Net":
-            return WholeImagePrior.for_images(UNetScore(width=32), images)
-        case "U-Net, invariant":
-            return WholeImagePrior.for_images(UNetScore(width=32), images, invariant=True)
-        case "DDPM":
-            return WholeImagePrior.for_images(UNetScore(width=32, noise_level="film"), images)
-    raise InputError(f"there is no network {network!r}.")
