@@ -141,12 +141,12 @@ def test_the_same_seed_gives_the_same_bytes_and_rows_know_their_images(settings,
     assert len(first) == sum(task.images for task in tasks)
 
     for found in first[:: len(first) // 6]:
-        pictures = run.picture(found, tasks, settings)
+        problem, denoised = run.again(found, tasks, settings)
         scale = 10 if found.test_set in sets.PHANTOMS else 255
-        psnr = peak_signal_noise_ratio(pictures.clean, pictures.denoised, data_range=scale)
+        psnr = peak_signal_noise_ratio(problem.clean, denoised, data_range=scale)
         ssim = structural_similarity(
-            pictures.clean,
-            pictures.denoised,
+            problem.clean,
+            denoised,
             data_range=scale,
             gaussian_weights=True,
             sigma=1.5,

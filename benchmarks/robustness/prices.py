@@ -22,19 +22,18 @@ from benchmarks.robustness.training import NETWORKS
 STUDIES = "scanner", "content", "phantoms"  # the shifts of which are other images
 
 
-class Price(NamedTuple):
-    """What a method pays on a test set for having learned from ``other`` instead of ``own``, in dB."""
+class Lessons(NamedTuple):
+    """A method that has learned from ``other`` images instead of ``own`` ones."""
 
     test_set: str
     own: str
     other: str
     training_images: int
     method: str
-    price: Interval
 
 
-def prices(rows: Sequence[Row]) -> list[Price]:
-    """The prices of all one-step estimates; an image counts by its mean over noise levels."""
+def prices(rows: Sequence[Row]) -> dict[Lessons, Interval]:
+    """The prices of all one-step estimates, in dB; an image counts by its mean over noise levels."""
     frame = pd.DataFrame(rows, columns=Row._fields)
     frame = frame[frame.study.isin(STUDIES) & frame.method.isin(NETWORKS) & (frame.estimate == ONE_STEP)]
     inside = frame[frame["shift"] == REFERENCE]
@@ -46,20 +45,17 @@ def prices(rows: Sequence[Row]) -> list[Price]:
     both["price"] = both.psnr_own - both.psnr_other
     keys = ["test_set", "train_set_own", "train_set_other", "training_images", "method"]
     by_image = both.groupby([*keys, "image", "seed"]).price.mean()
-    found = [
-        Price._make((*key, interval(price.to_list()))) for key, price in by_image.groupby(level=keys)
-    ]
-    return sorted(found, key=lambda price: (price[:4], list(NETWORKS).index(price.method)))
+    return {Lessons._make(key): interval(price.to_list()) for key, price in by_image.groupby(level=keys)}
 
 
 def price_table(rows: Sequence[Row]) -> list[list[str]]:
     """Lines for a table with a column for every method; its head alone if there are no prices."""
     found = prices(rows)
-    methods = [method for method in NETWORKS if any(price.method == method for price in found)]
+    methods = [method for method in NETWORKS if any(one.method == method for one in found)]
     places: dict[tuple[str, str, int], dict[str, str]] = {}
-    for one in found:
+    for one, price in found.items():
         place = one.test_set.removesuffix("/test"), one.other.removesuffix("/train"), one.training_images
-        places.setdefault(place, {})[one.method] = str(one.price)
+        places.setdefault(place, {})[one.method] = str(price)
     return [
         ["on", "learned from", "images", *methods],
         *([*map(str, place), *(cells.get(m, "") for m in methods)] for place, cells in places.items()),

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from markupsafe import Markup
 
 from benchmarks.robustness.claims import no_verdict
 from benchmarks.robustness.figures import TEMPLATES, Line, cell_style, data_uri, plot
@@ -29,7 +28,6 @@ from patchscore.errors import InputError
 from patchscore.evaluation.metrics import psnr
 from patchscore.storage import replacing
 
-HERE = Path(__file__).parent
 COLOURS, SHAPES = 13, 3  # of the style sheet
 # The classes of the style sheet that tell a method and an estimate apart.
 Looks = dict[tuple[str, str], str]
@@ -105,8 +103,6 @@ def write_report(
     ]
     losses, pairs = Counter(map(_pair, behind)), Counter(map(_pair, compared))
     page = TEMPLATES.get_template("report.html").render(
-        style_sheet=Markup((HERE / "report.css").read_text(encoding="utf-8")),
-        script=Markup((HERE / "report.js").read_text(encoding="utf-8")),
         note=no_verdict(budgets),
         methods=len({row.method for row in rows}),
         images=len({(row.test_set, row.image) for row in rows}),

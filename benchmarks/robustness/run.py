@@ -39,14 +39,6 @@ from patchscore.evaluation.metrics import psnr, ssim
 from patchscore.measurements.noise import estimated_sigma
 
 
-class Pictures(NamedTuple):
-    """The images behind a row, all (H, W) in the unit of the clean one."""
-
-    clean: np.ndarray
-    noisy: np.ndarray
-    denoised: np.ndarray
-
-
 class Case(NamedTuple):
     """One image of a task; sigma as the tables give it."""
 
@@ -132,8 +124,8 @@ def cases(task: Task) -> list[Case]:
     return spaced(found, task.images)
 
 
-def picture(row: Row, tasks: Iterable[Task], settings: Settings) -> Pictures:
-    """Compute the images of a row again. The tasks are those of the run.
+def again(row: Row, tasks: Iterable[Task], settings: Settings) -> tuple[Problem, np.ndarray]:
+    """Compute a row again: its problem and the restored image. The tasks are those of the run.
 
     Raises :class:`InputError` if the row is of none of them.
     """
@@ -145,8 +137,7 @@ def picture(row: Row, tasks: Iterable[Task], settings: Settings) -> Pictures:
             if (name, sigma) == (row.image, row.sigma):
                 denoiser = ready(task.contender, task.sigma, settings)
                 denoised = denoiser.run(problem.noisy, problem.told, problem.seen)
-                noisy = problem.restored(problem.noisy)
-                return Pictures(problem.clean, noisy, problem.restored(denoised))
+                return problem, problem.restored(denoised)
     raise InputError(
         f"no task of this run makes the row {row}; take the size and the studies that it was "
         "measured with."

@@ -118,17 +118,18 @@ def _picture(
         next(row for row in rows if (row.place, row.image, row.series) == (place, image, series))
         for series in (difference.prior, difference.rival)
     )
-    ours, theirs = (run.picture(row, todo, settings) for row in (right, left))
+    problem, ours = run.again(right, todo, settings)
+    _, theirs = run.again(left, todo, settings)
     return Picture(
         f"{right.test_set}, {right.image}",
         f"{right.study}: {right.shift}, sigma {right.sigma:g}; trained on {right.training_images} "
         f"images of {right.train_set}.",
-        ours.clean,
-        ours.noisy,
+        problem.clean,
+        problem.restored(problem.noisy),
         f"{left.method}, {left.estimate}",
-        theirs.denoised,
+        theirs,
         f"{right.method}, {right.estimate}",
-        ours.denoised,
+        ours,
         data_range(right.test_set),
     )
 
