@@ -22,7 +22,6 @@ from benchmarks.study import SEED, SIGMAS, Job, Option, Study
 from patchscore.learning.mixture import MixtureFit, fit_mixture
 
 PATCH_SIZE = 8
-method = by_epll
 
 
 def jobs(options: argparse.Namespace) -> Iterator[Job]:

@@ -181,8 +181,12 @@ def chosen_rate(lesson: Lesson, steps: int) -> float:
     return max(UNET_RATES if lesson.candidate.size in UNETS else RATES, key=value)
 
 
-def measure(lesson: Lesson, *, rate: float, steps: int) -> list[Row]:
-    """Train, and measure on all test sets."""
+def measure(lesson: Lesson, path: Path) -> list[Row]:
+    """Train and measure on all test sets; the learning rate is that in ``path``, or chosen now."""
+    steps = max(1, round(lesson.seconds / cost_of(lesson.candidate, path).seconds_per_step))
+    setting = lesson.domain, *lesson.candidate, lesson.seconds
+    known = [r.rate for r in read_table(path, Row) if (r.domain, r.size, r.width, r.seconds) == setting]
+    rate = known[0] if known else chosen_rate(lesson, steps)
     domain = DOMAINS[lesson.domain]
     images = learning_images(domain, lesson.images, lesson.seed)
     prior = trained(lesson.candidate, images, rate=rate, steps=steps, seed=lesson.seed)
@@ -233,16 +237,7 @@ def jobs_of(todo: Sequence[Lesson], path: Path) -> Iterator[Job]:
             for test_set in (domain.train_set, *domain.shifted)
             for sigma in domain.sigmas
         ]
-        yield Job(partial(run, lesson, path), keys)
-
-
-def run(lesson: Lesson, path: Path) -> list[Row]:
-    """Train and measure, with the learning rate that ``path`` holds for such networks, if any."""
-    steps = max(1, round(lesson.seconds / cost_of(lesson.candidate, path).seconds_per_step))
-    rows = read_table(path, Row)
-    setting = lesson.domain, *lesson.candidate, lesson.seconds
-    known = [row.rate for row in rows if (row.domain, row.size, row.width, row.seconds) == setting]
-    return measure(lesson, rate=known[0] if known else chosen_rate(lesson, steps), steps=steps)
+        yield Job(partial(measure, lesson, path), keys)
 
 
 def cost_of(candidate: Candidate, path: Path) -> Cost:

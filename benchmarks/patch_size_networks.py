@@ -154,7 +154,7 @@ def cost(candidate: Candidate) -> Cost:
         round(_multiply_adds(prior, x), 1),
         float(f"{(long - short) / 20:.3g}"),
         float(f"{min(rounds) / x.numel() * 1e6:.3g}"),
-        round(megabytes(candidate), 1),
+        round(in_fresh_process(megabytes, candidate), 1),
         processor(),
     )
 
@@ -165,14 +165,6 @@ def _multiply_adds(prior: Prior, x: Tensor) -> float:
     with FlopCounterMode(display=False) as counter:
         prior.score(x, 1.0)
     return float(counter.get_total_flops() / 2 / x.numel())
-
-
-def megabytes(candidate: Candidate) -> float:
-    """The peak of memory of some training steps, above what was held before, in a process of its own.
-
-    Raises :class:`InputError` where processes cannot be forked from a small server, as on Windows.
-    """
-    return in_fresh_process(_megabytes_here, candidate)
 
 
 def denoised(prior: Prior, noisy: np.ndarray, sigma: float) -> np.ndarray:
@@ -192,7 +184,8 @@ def _seconds_of_training(candidate: Candidate, images: list[np.ndarray], steps: 
     return time.process_time() - start
 
 
-def _megabytes_here(candidate: Candidate) -> float:
+def megabytes(candidate: Candidate) -> float:
+    """The peak of memory of some training steps, above what was held before, in a fresh process."""
     torch.set_num_threads(1)
     images = list(np.random.default_rng(0).standard_normal((BATCH, SIDE, SIDE)))
     for size in ("3", UNET):  # what every training holds, such as libraries, is no cost of this one

@@ -63,7 +63,8 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
 def measure(options: argparse.Namespace) -> list[Row]:
     """The lines of this study, and those of the study throughput."""
     seconds = time_denoisers(options.prior, rounds=options.rounds, mixture=options.mixture)
-    return [*report(options.prior, seconds, peak_memory(options.prior)), *throughput.measure(options)]
+    memory = in_fresh_process(peak_memory, options.prior)
+    return [*report(options.prior, seconds, memory), *throughput.measure(options)]
 
 
 def time_denoisers(prior: str, *, rounds: int, mixture: Path | None = None) -> dict[str, list[float]]:
@@ -94,14 +95,6 @@ def time_denoisers(prior: str, *, rounds: int, mixture: Path | None = None) -> d
     return time_in_turn(denoisers, rounds=rounds)
 
 
-def peak_memory(prior: str, *, side: int = LARGE_SIDE) -> Memory:
-    """Measure the memory of denoising a ``side`` x ``side`` image, in a process of its own.
-
-    Raises :class:`InputError` if the prior cannot be loaded, or the system is neither Linux nor macOS.
-    """
-    return in_fresh_process(_memory_here, prior, side)
-
-
 def report(prior: str, seconds: Mapping[str, Sequence[float]], memory: Memory) -> list[Row]:
     """Summarise the measurements and hold them against the targets."""
     row = partial(row_of, prior)
@@ -121,7 +114,8 @@ def report(prior: str, seconds: Mapping[str, Sequence[float]], memory: Memory) -
     ]
 
 
-def _memory_here(prior: str, side: int) -> Memory:
+def peak_memory(prior: str, side: int = LARGE_SIDE) -> Memory:
+    """The memory that denoising a ``side`` x ``side`` image takes, in a fresh process."""
     loaded = ps.load_prior(prior, "cpu")
     baseline = peak_bytes()
     image = camera()

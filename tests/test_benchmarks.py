@@ -229,7 +229,7 @@ def test_speed_holds_the_numbers_against_the_targets(
     monkeypatch.setattr(speed, "time_denoisers", lambda prior, rounds, mixture: timings)
     for name in ("shares", "growth", "start_up"):
         monkeypatch.setattr(throughput, name, lambda prior, **options: [])
-    monkeypatch.setattr(speed, "peak_memory", lambda prior: speed.Memory(int(7e8), int(peak)))
+    monkeypatch.setattr(speed, "in_fresh_process", lambda *_: speed.Memory(int(7e8), int(peak)))
     out = tmp_path / "speed.csv"
 
     assert __main__.main(["speed", "--out", str(out)]) == 0
@@ -289,11 +289,11 @@ def test_a_line_is_the_median_beside_its_target(target, text: str, met: bool | N
 def test_memory_is_that_of_a_fresh_process(prior) -> None:
     import resource
 
-    from benchmarks import speed
+    from benchmarks import machine, speed
 
     ballast = np.ones(50_000_000)
     ours = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    memory = speed.peak_memory(str(prior), side=256)
+    memory = machine.in_fresh_process(speed.peak_memory, str(prior), 256)
     assert ballast.nbytes < ours
     # It imports less than this process holds; if it had inherited our peak, it would report no less.
     assert memory.baseline < ours

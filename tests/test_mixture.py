@@ -376,7 +376,8 @@ def test_epll_lies_between_the_noisy_image_and_the_wiener_filter():
 
 def test_the_benchmark_trains_a_mixture_that_denoises(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1]))
-    from benchmarks.epll import method, train
+    from benchmarks.epll import train
+    from benchmarks.methods import by_epll
     from benchmarks.quality import add_noise
 
     rows, columns = np.mgrid[:60, :50]
@@ -386,7 +387,7 @@ def test_the_benchmark_trains_a_mixture_that_denoises(monkeypatch, tmp_path):
     path = tmp_path / "mixture.safetensors"
     PatchPrior(fit.mixture, assembly="mean").save(path)
     noisy = add_noise(images[2], 25.0, seed=0, number=0)
-    restored = method(path).run(noisy, 25.0, images[2])
+    restored = by_epll(path).run(noisy, 25.0, images[2])
     assert np.square(restored - images[2]).mean() < np.square(noisy - images[2]).mean()
 
 
