@@ -82,9 +82,7 @@ def images(set_name: str) -> list[NamedImage]:
 
 def gray_images(set_name: str) -> list[NamedImage]:
     """Load a set of gray images; :class:`InputError` if an image has channels."""
-    found = images(set_name)
-    _check_gray(found, set_name)
-    return found
+    return _all_gray(images(set_name), set_name)
 
 
 def data_range(set_name: str) -> float:
@@ -227,14 +225,13 @@ def _white(folder: Path, found: list[np.ndarray]) -> float:
 @lru_cache(maxsize=16)
 def _kept_in_memory(folder: Path, parts: tuple[str, ...] = ("clean",)) -> list[NamedImage]:
     """Gray images of a folder that tasks ask for again and again."""
-    found = _read(folder, parts)
-    _check_gray(found, folder.name)
-    return found
+    return _all_gray(_read(folder, parts), folder.name)
 
 
-def _check_gray(found: list[NamedImage], set_name: str) -> None:
+def _all_gray(found: list[NamedImage], set_name: str) -> list[NamedImage]:
     for name, pixels in found:
         if pixels.ndim != 2:
             raise InputError(
                 f"{name} of {set_name} has shape {pixels.shape}; this study takes gray images."
             )
+    return found

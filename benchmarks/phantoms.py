@@ -185,11 +185,11 @@ def phantoms(count: int, which: int, seed: int) -> Tensor:
 
 def noisy(clean: Tensor, sigma: float, which: int, seed: int) -> Tensor:
     """Phantoms with noise: each has its own, however many there are."""
-    noisy = [
+    found = [
         add_noise(image.numpy(), sigma, seed=seed, number=1_000_000 * which + n)
         for n, image in enumerate(clean)
     ]
-    return torch.from_numpy(np.stack(noisy)).to(clean)
+    return torch.from_numpy(np.stack(found)).to(clean)
 
 
 def maximum(prior: ps.PatchPrior, y: Tensor, sigma: float, shares: Sequence[float]) -> Solution:

@@ -89,10 +89,9 @@ class Table:
         self, path: Path, kind: type[Row], key: Sequence[str], depends: Sequence[str], name: str
     ) -> None:
         self.path, self.kind = path, kind
-        fields: tuple[str, ...] = kind._fields  # type: ignore[attr-defined]
-        self.columns = fields
-        self._key = [fields.index(column) for column in key]
-        self._depends = [fields.index(column) for column in depends]
+        self.columns: tuple[str, ...] = kind._fields  # type: ignore[attr-defined]
+        self._key = [self.columns.index(column) for column in key]
+        self._depends = [self.columns.index(column) for column in depends]
         self.rows = {self.key(row): (row, origin) for row, origin in read_with_origins(path, kind, name)}
 
     def key(self, row: Values) -> Values:
@@ -149,12 +148,10 @@ def _check_columns(present: Sequence[str], kind: Any) -> None:
 
 def _parsed(line: dict[str, str], kind: type[Row]) -> Row:
     defaults: dict[str, Any] = kind._field_defaults  # type: ignore[attr-defined]
-    values = []
-    for name, annotation in get_type_hints(kind).items():
-        if line.get(name) is not None:
-            values.append(_converter(annotation)(line[name]))
-        else:
-            values.append(defaults[name])
+    values = (
+        defaults[name] if line.get(name) is None else _converter(annotation)(line[name])
+        for name, annotation in get_type_hints(kind).items()
+    )
     return kind._make(values)  # type: ignore[attr-defined,no-any-return]
 
 
