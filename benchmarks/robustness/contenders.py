@@ -169,16 +169,12 @@ def _adapted(name: str) -> Method:
 
 def _network(contender: Series, settings: Settings) -> Method:
     lesson = settings.lesson(contender)
-    prior, scale = training.load(lesson, settings.weights), training.scale_of(lesson)
+    prior = training.load(lesson, settings.weights)
     estimate = training.one_step(prior)
     if contender.estimate != ONE_STEP:
         estimate = partial(training.mean_of_samples, prior, samples=SAMPLES[contender.estimate])
-    return blind(
-        contender.method,
-        version_of(prior),
-        contender.estimate,
-        lambda noisy, sigma: estimate(scale * noisy, scale * sigma) / scale,
-    )
+    run = training.scaled(estimate, lesson)
+    return blind(contender.method, version_of(prior), contender.estimate, run)
 
 
 def _with_strength(method: str, strength: float, noisy: np.ndarray, sigma: float) -> np.ndarray:

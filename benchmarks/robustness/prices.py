@@ -22,7 +22,7 @@ from benchmarks.robustness.training import NETWORKS
 STUDIES = "scanner", "content", "phantoms"  # the shifts of which are other images
 
 
-class Lessons(NamedTuple):
+class Exchange(NamedTuple):
     """A method that has learned from ``other`` images instead of ``own`` ones."""
 
     test_set: str
@@ -32,7 +32,7 @@ class Lessons(NamedTuple):
     method: str
 
 
-def prices(rows: Sequence[Row]) -> dict[Lessons, Interval]:
+def prices(rows: Sequence[Row]) -> dict[Exchange, Interval]:
     """The prices of all one-step estimates, in dB; an image counts by its mean over noise levels."""
     frame = pd.DataFrame(rows, columns=Row._fields)
     frame = frame[frame.study.isin(STUDIES) & frame.method.isin(NETWORKS) & (frame.estimate == ONE_STEP)]
@@ -45,7 +45,9 @@ def prices(rows: Sequence[Row]) -> dict[Lessons, Interval]:
     both["price"] = both.psnr_own - both.psnr_other
     keys = ["test_set", "train_set_own", "train_set_other", "training_images", "method"]
     by_image = both.groupby([*keys, "image", "seed"]).price.mean()
-    return {Lessons._make(key): interval(price.to_list()) for key, price in by_image.groupby(level=keys)}
+    return {
+        Exchange._make(key): interval(price.to_list()) for key, price in by_image.groupby(level=keys)
+    }
 
 
 def price_table(rows: Sequence[Row]) -> list[list[str]]:

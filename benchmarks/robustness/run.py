@@ -96,12 +96,9 @@ def measure(task: Task, settings: Settings) -> list[Row]:
     for name, sigma, problem in cases(task):
         denoised = problem.restored(denoiser.run(problem.noisy, problem.told, problem.seen))
         *key, seed = _key(task, name, sigma)
-        found = (
-            round(psnr(problem.clean, denoised, data_range=scale), 4),
-            round(ssim(problem.clean, denoised, data_range=scale), 5),
-        )
+        found = [f(problem.clean, denoised, data_range=scale) for f in (psnr, ssim)]
         end = seed, denoiser.version, processor(), problem.digest
-        rows.append(Row._make((*key, *found, *end)))
+        rows.append(Row._make((*key, round(found[0], 4), round(found[1], 5), *end)))
     return rows
 
 

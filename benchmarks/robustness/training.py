@@ -124,9 +124,9 @@ def learn(lesson: Lesson, folder: Path) -> Budget:
     that is killed is begun again; its learning rate is kept.
     """
     path = lesson.path(folder)
-    choice = choose_rate(lesson, folder)
+    images = training_images(lesson.train_set, count=lesson.images, seed=lesson.seed)
+    choice = choose_rate(lesson, images, folder)
     if not path.exists():
-        images = training_images(lesson.train_set, count=lesson.images, seed=lesson.seed)
         for halvings in range(MOST_TRAININGS):
             found, reached = attempt(lesson, images, choice.value / 2**halvings)
             if reached >= max(choice.qualities):
@@ -150,9 +150,8 @@ def learn(lesson: Lesson, folder: Path) -> Budget:
     )
 
 
-def choose_rate(lesson: Lesson, folder: Path) -> Choice:
+def choose_rate(lesson: Lesson, images: TrainingImages, folder: Path) -> Choice:
     """The learning rate of a training: read from the folder, or tuned."""
-    images = training_images(lesson.train_set, count=lesson.images, seed=lesson.seed)
     steps = lesson.effort.steps and max(1, round(SHARE_OF_A_TRIAL * lesson.effort.steps))
     effort = lesson.effort._replace(minutes=SHARE_OF_A_TRIAL * lesson.effort.minutes, steps=steps)
     short = lesson._replace(effort=effort)
@@ -170,10 +169,9 @@ def attempt(lesson: Lesson, images: TrainingImages, rate: float) -> tuple[Prior 
         prior = trained(lesson, images.learn, rate)
     except InputError:
         return None, -math.inf
-    estimate, scale = one_step(prior), scale_of(lesson)
     found = psnrs(
         [middle(image, HELD_OUT_SIDE) for image in images.choose],
-        lambda noisy, sigma: estimate(scale * noisy, scale * sigma) / scale,
+        scaled(one_step(prior), lesson),
         0.5 if lesson.train_set in PHANTOMS else 25.0,
         seed=lesson.seed,
         data_range=data_range(lesson.train_set),
@@ -184,14 +182,14 @@ def attempt(lesson: Lesson, images: TrainingImages, rate: float) -> tuple[Prior 
 def trained(lesson: Lesson, images: Sequence[np.ndarray], rate: float) -> Prior:
     """A network after its training with this learning rate."""
     torch.manual_seed(lesson.seed)
-    scaled = [scale_of(lesson) * image for image in images]
-    prior = NETWORKS[lesson.network](scaled)
+    images = [scale_of(lesson) * image for image in images]
+    prior = NETWORKS[lesson.network](images)
     steps, minutes = lesson.effort.steps, None
     if steps is None:
         minutes = lesson.effort.minutes * SHARES.get(lesson.train_set, 1.0)
     ps.fit(
         prior,
-        scaled,
+        images,
         sigmas=LEVELS,
         crop=CROP,
         boundary="symmetric",
@@ -235,6 +233,12 @@ def mean_of_samples(prior: Prior, noisy: np.ndarray, sigma: float, *, samples: i
         generator=torch.Generator().manual_seed(seed),
     )
     return on_arrays(draw, prior.network.like)(noisy, sigma)
+
+
+def scaled(estimate: Denoiser, lesson: Lesson) -> Denoiser:
+    """An estimate in the unit of the network as one in the unit of the images."""
+    scale = scale_of(lesson)
+    return lambda noisy, sigma: estimate(scale * noisy, scale * sigma) / scale
 
 
 def scale_of(lesson: Lesson) -> float:

@@ -74,14 +74,10 @@ def _training(name: str, rows: Sequence[Row]) -> Training:
 
 def _with_one_level(rows: Sequence[Row]) -> list[Row]:
     """Real pairs, whose level is estimated, at the level of the rest of their study."""
-    levels = {
-        study: Counter(row.sigma for row in rows if row.study == study and row.shift != REAL)
-        for study in {row.study for row in rows if row.shift == REAL}
-    }
+    levels = Counter((row.study, row.sigma) for row in rows if row.shift != REAL)
+    common = {study: sigma for (study, sigma), _ in reversed(levels.most_common())}
     return [
-        row._replace(sigma=levels[row.study].most_common(1)[0][0])
-        if row.shift == REAL and levels[row.study]
-        else row
+        row._replace(sigma=common.get(row.study, row.sigma)) if row.shift == REAL else row
         for row in rows
     ]
 
