@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -73,6 +73,23 @@ def check_counts(**counts: object) -> None:
     for name, value in counts.items():
         if value is not None and not (isinstance(value, int | np.integer) and value > 0):
             raise InputError(f"{name} is {value!r}; expected a positive whole number.")
+
+
+def check_choice(choices: Iterable[object], **values: object) -> None:
+    """Raise :class:`InputError` unless all are among the choices."""
+    choices = tuple(choices)
+    for name, value in values.items():
+        if value not in choices:
+            raise InputError(f"{name} is {value!r}; choose one of {choices}.")
+
+
+def check_alike(x: Tensor, like: Tensor, *, name: str, holder: str) -> None:
+    """Raise :class:`InputError` unless x has the dtype and the device of ``like``."""
+    if x.dtype != like.dtype or x.device != like.device:
+        raise InputError(
+            f"{name} is {x.dtype} on {x.device} and the {holder} {like.dtype} on {like.device}; move "
+            f"one of them: {name}.to(...) or {holder}.to(...)."
+        )
 
 
 def check_positive(**numbers: float | None) -> None:

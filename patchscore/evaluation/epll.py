@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from patchscore.checks import noise_levels
+from patchscore.checks import check_alike, noise_levels
 from patchscore.errors import InputError
 from patchscore.inference.splitting import half_quadratic_splitting
 from patchscore.measurements.likelihoods import GaussianLikelihood
@@ -67,11 +67,7 @@ def epll(noisy: Tensor, sigma: float | Tensor, mixture: GaussianMixture) -> Tens
             f"noisy has shape {tuple(noisy.shape)}; expected (B, C, H, W) with the {mixture.channels} "
             "channels of the mixture."
         )
-    if noisy.dtype != mixture.dtype or noisy.device != mixture.device:
-        raise InputError(
-            f"noisy is {noisy.dtype} on {noisy.device} and the mixture {mixture.dtype} on "
-            f"{mixture.device}; move one of them: noisy.to(...) or mixture.to(...)."
-        )
+    check_alike(noisy, mixture.like, name="noisy", holder="mixture")
     grid = PatchGrid(noisy.shape[-2:], mixture.patch_shape, "open")
     overlap = grid.overlap(noisy)
 

@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchscore.checks import check_counts
+from patchscore.checks import check_choice, check_counts
 from patchscore.errors import InputError
 from patchscore.images import ImageSource, training_images
 from patchscore.linear_algebra import expand
@@ -105,8 +105,7 @@ class UNetScore(ScoreNetwork):
     ) -> None:
         super().__init__()
         check_counts(channels=channels, width=width, levels=levels)
-        if noise_level not in get_args(NoiseLevel):
-            raise InputError(f"noise_level is {noise_level!r}; choose one of {get_args(NoiseLevel)}.")
+        check_choice(get_args(NoiseLevel), noise_level=noise_level)
         self.channels, self.width, self.levels, self.noise_level = channels, width, levels, noise_level
         film = noise_level == "film"
         widths = [width * 2**level for level in range(levels + 1)]

@@ -33,8 +33,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from patchscore.checks import check_counts, check_positive, check_schedule, noise_levels
-from patchscore.errors import InputError
+from patchscore.checks import check_choice, check_counts, check_positive, check_schedule, noise_levels
 from patchscore.inference.chain import Chain, Keep
 from patchscore.inference.curvature import curvature_bound
 from patchscore.inference.langevin import UNADJUSTED, langevin_step
@@ -116,7 +115,7 @@ def sample_denoised(
     """
     sigma = noise_levels(sigma, y)
     check_counts(n=n, levels=levels)
-    _check_order(order)
+    check_choice(get_args(Order), order=order)
     fractions = noise_schedule(1, LAST_LEVEL, levels + 1)
     limit = PIXELS_CPU if y.device.type == "cpu" else PIXELS_GPU
     together = max(1, limit // y.numel())
@@ -196,7 +195,7 @@ def predictor_corrector(
     not have this error.
     """
     check_schedule(sigmas)
-    _check_order(order)
+    check_choice(get_args(Order), order=order)
     last = len(sigmas) - 1
     check_counts(levels=last)
     check_positive(step_fraction=step_fraction)
@@ -248,8 +247,3 @@ def _predicted(model: Score, x: Tensor, sigma: Tensor, lower: Tensor, order: Ord
 def _denoised(model: Score, x: Tensor, sigma: Tensor) -> Tensor:
     """Tweedie's formula."""
     return x + expand(sigma**2) * model.score(x, sigma)
-
-
-def _check_order(order: int) -> None:
-    if order not in get_args(Order):
-        raise InputError(f"order is {order!r}; choose one of {get_args(Order)}.")

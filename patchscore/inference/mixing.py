@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchscore.checks import check_choice
 from patchscore.errors import InputError
 from patchscore.linear_algebra import components
 
@@ -84,8 +85,7 @@ def effective_sample_size(chain: Sampled | Tensor, kind: Kind = "bulk") -> Tenso
     Far too high for a chain that has not left its first mode: look at :func:`r_hat` first. Below 100 per
     chain the estimate itself is unreliable. NaN where all draws are equal.
     """
-    if kind not in get_args(Kind):
-        raise InputError(f"kind is {kind!r}; choose one of {get_args(Kind)}.")
+    check_choice(get_args(Kind), kind=kind)
     arviz = _arviz()
     return _by_trace(chain, 1, lambda trace: arviz.ess(trace, method=kind))
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from patchscore.checks import check_counts
+from patchscore.checks import check_choice, check_counts
 from patchscore.errors import InputError
 from patchscore.inference.chain import Chain, Keep
 from patchscore.randomness import generator_like
@@ -119,8 +119,7 @@ def run(
         raise InputError(
             f"burn_in is {burn_in} of {steps} steps; expected at least 0 and fewer than all of them."
         )
-    if keep not in get_args(Keep):
-        raise InputError(f"keep is {keep!r}; choose one of {get_args(Keep)}.")
+    check_choice(get_args(Keep), keep=keep)
     working = generator_like(x0, generator)
     chain = Chain.begin(x0, working) if resume is None else _resumable(resume, x0, keep, working)
     due = _recorded(steps, burn_in, thin) - _recorded(chain.steps, burn_in, thin)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from patchscore.checks import check_counts, check_positive, noise_level_range
+from patchscore.checks import check_choice, check_counts, check_positive, noise_level_range
 from patchscore.errors import InputError
 from patchscore.images import ImageSource, random_crop, training_images
 from patchscore.learning.checkpoint import TrainingState
@@ -138,8 +138,7 @@ def fit(
     check_counts(crop=crop, steps=steps, batch_size=batch_size, checkpoint_every=checkpoint_every)
     check_positive(minutes=minutes, learning_rate=learning_rate)
     _check_schedule(steps, minutes, warmup, average)
-    if optimizer not in OPTIMIZERS:
-        raise InputError(f"optimizer is {optimizer!r}; choose one of {tuple(OPTIMIZERS)}.")
+    check_choice(OPTIMIZERS, optimizer=optimizer)
     network = prior.network
     if not any(True for _ in network.parameters()):
         raise InputError(f"{type(network).__name__} has no parameters, so there is nothing to train.")

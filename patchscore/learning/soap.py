@@ -17,8 +17,8 @@ Stabilizing Shampoo using Adam", ICLR 2025, algorithm 3 (here with M kept unturn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, overload
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,19 +43,13 @@ class SOAP(torch.optim.Optimizer):
         defaults = {"lr": lr, "betas": betas, "correlation_beta": correlation_beta, "eps": eps}
         super().__init__(parameters, defaults)
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self) -> None:  # type: ignore[override]  # without a closure
         """One step on every weight that has a gradient."""
-        loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
                     _step(weight, weight.grad, self.state[weight], group)
-        return loss
 
 
 def _step(weight: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:

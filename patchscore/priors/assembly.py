@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from patchscore.checks import check_choice
 from patchscore.errors import InputError
 from patchscore.priors.cliques import Clique, Potential
 from patchscore.priors.engines.layers import Precision
@@ -265,8 +266,8 @@ def assembly_for(network: Clique, assembly: str | Assembly) -> Assembly:
 
     Raises :class:`InputError` if there is none, or the network was trained for others.
     """
-    if isinstance(assembly, str) and assembly not in ASSEMBLIES:
-        raise InputError(f"assembly is {assembly!r}; choose one of {tuple(ASSEMBLIES)}.")
+    if isinstance(assembly, str):
+        check_choice(ASSEMBLIES, assembly=assembly)
     rule = ASSEMBLIES[assembly]() if isinstance(assembly, str) else assembly
     if network.trained_on not in (None, rule.trained_on):
         fitting = [name for name, rule in ASSEMBLIES.items() if rule.trained_on == network.trained_on]

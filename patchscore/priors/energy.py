@@ -26,7 +26,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from patchscore.checks import check_counts
+from patchscore.checks import check_choice, check_counts
 from patchscore.errors import InputError
 from patchscore.priors.cliques import Potential, uniform
 from patchscore.priors.engines import choice
@@ -101,8 +101,7 @@ class ConvEnergy(Potential):
                 f"sides is {list(sides)} and dilations {list(dilations)}; expected positive numbers, "
                 "and odd sides after the first."
             )
-        if offsets not in get_args(Offsets):
-            raise InputError(f"offsets is {offsets!r}; choose one of {get_args(Offsets)}.")
+        check_choice(get_args(Offsets), offsets=offsets)
         self.symmetry = Symmetry(sides, flips=flip_invariant, turns=turn_invariant)
         order = self.symmetry.order
         if channels < 1 or width < 1 or width % order:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patchscore.checks import check_positive, noise_levels
+from patchscore.checks import check_alike, check_positive, noise_levels
 from patchscore.errors import InputError
 from patchscore.linear_algebra import expand
 from patchscore.priors.cliques import Potential, check_tensor, patch_pixels
@@ -260,11 +260,7 @@ class GaussianCliques(nn.Module):
                 f"x has shape {tuple(x.shape)}; this field is of images (B, C, {like.shape[0]}, "
                 f"{like.shape[1]}). Build it for the size of the image."
             )
-        if x.dtype != like.dtype or x.device != like.device:
-            raise InputError(
-                f"x is {x.dtype} on {x.device} and the field {like.dtype} on {like.device}; move one of "
-                "them: x.to(...) or field.to(...)."
-            )
+        check_alike(x, like, name="x", holder="field")
         return expand(noise_levels(sigma, x))
 
 

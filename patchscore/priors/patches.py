@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from patchscore.checks import check_choice
 from patchscore.errors import InputError
 
 Boundary = Literal["symmetric", "periodic", "open"]
@@ -65,8 +66,7 @@ class PatchGrid:
     def __init__(
         self, image_shape: Sequence[int], patch_shape: Sequence[int], boundary: Boundary
     ) -> None:
-        if boundary not in get_args(Boundary):
-            raise InputError(f"boundary is {boundary!r}; choose one of {get_args(Boundary)}.")
+        check_choice(get_args(Boundary), boundary=boundary)
         small = any(size < side for size, side in zip(image_shape, patch_shape, strict=True))
         if boundary == "open" and small:
             raise InputError(

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from patchscore.checks import check_choice
 from patchscore.errors import InputError
 from patchscore.linear_algebra import expand
 from patchscore.priors.assembly import ASSEMBLIES, Assembly, Field, assembly_for
@@ -75,12 +76,8 @@ class PatchPrior(Trainable):
         card: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        for name, value, choices in (
-            ("boundary", boundary, get_args(Boundary)),
-            ("precision", precision, get_args(Precision)),
-        ):
-            if value not in choices:
-                raise InputError(f"{name} is {value!r}; choose one of {choices}.")
+        check_choice(get_args(Boundary), boundary=boundary)
+        check_choice(get_args(Precision), precision=precision)
         self.network: Clique = network
         self.rule = assembly_for(network, assembly)
         self.overlaps = cast(Sequence[Potential], nn.ModuleList(self.rule.overlaps(network)))

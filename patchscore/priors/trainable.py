@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from patchscore.checks import noise_levels
+from patchscore.checks import check_alike, noise_levels
 from patchscore.errors import InputError
 from patchscore.linear_algebra import expand
 from patchscore.priors.patches import Boundary
@@ -126,9 +126,5 @@ def check_images(x: Tensor, sigma: float | Tensor, network: ScoreNetwork) -> Ten
             f"x has {x.shape[1]} channels and the prior {network.channels}; to use a gray prior on each "
             "channel by itself: patchscore.Channelwise(prior)."
         )
-    if x.dtype != network.dtype or x.device != network.device:
-        raise InputError(
-            f"x is {x.dtype} on {x.device} and the prior {network.dtype} on {network.device}; move one "
-            "of them: x.to(...) or prior.to(...)."
-        )
+    check_alike(x, network.like, name="x", holder="prior")
     return noise_levels(sigma, x)
