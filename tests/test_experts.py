@@ -30,7 +30,8 @@ def cliques(normal):
     yield StudentT(filters, weights, scale_invariant=False, brightness_invariant=False)
     for shape in ((2, 1), (1, 2), (2, 2)):
         yield TotalVariation(0.7, patch_shape=shape)
-        yield TotalVariation(0.7, patch_shape=shape, blurred=False)
+        yield TotalVariation(0.7, patch_shape=shape, exponent=1.3, smoothing=0.1, blurred=False)
+    yield TotalVariation(0.7, blurred=False)
     yield EmpiricalPatches(normal(9, 1, 2, 2))
     yield EmpiricalPatches(normal(9, 1, 2, 2), brightness_invariant=True)
 
@@ -111,12 +112,12 @@ def test_a_shape_gives_random_filters_of_unit_response(z_score):
 @pytest.mark.parametrize(("patch_shape", "axes"), [((2, 1), (2,)), ((1, 2), (3,)), ((2, 2), (2, 3))])
 def test_every_pair_counts_once(boundary, patch_shape, axes, normal, error):
     x = normal(2, 3, 5, 6)
-    clique = TotalVariation(0.7, patch_shape=patch_shape, channels=3, blurred=False)
+    clique = TotalVariation(0.7, patch_shape=patch_shape, channels=3, exponent=1.5, blurred=False)
     found = PatchPrior(clique.double(), boundary=boundary).log_prob(x, 1.0)
     total = 0
     for axis in axes:
         last = [x.narrow(axis, 0, 1)] if boundary == "periodic" else []
-        total += x.diff(dim=axis, append=last[0] if last else None).abs().sum((1, 2, 3))
+        total += x.diff(dim=axis, append=last[0] if last else None).abs().pow(1.5).sum((1, 2, 3))
     assert error(found, -clique.strength * total) < 1e-10
 
 
@@ -131,7 +132,7 @@ def test_a_square_is_the_sum_of_both_pairs(normal, error):
 
 def test_equal_neighbours_have_no_force():
     v = torch.ones(1, 4, 1, dtype=torch.float64)
-    for settings in ({}, {"blurred": False}):
+    for settings in ({}, {"blurred": False}, {"blurred": False, "exponent": 0.5}):
         assert not TotalVariation(2.0, **settings).double().score(v, one(0.5)).any()
 
 
@@ -251,6 +252,9 @@ def test_blocks_do_not_show(normal, error, monkeypatch):
         (lambda: TotalVariation(1.0, patch_shape=(3, 1)), "total variation takes"),
         (lambda: TotalVariation(0.0), "strength is 0.0"),
         (lambda: TotalVariation(np.inf), "strength is inf"),
+        (lambda: TotalVariation(1.0, smoothing=-1.0), "smoothing"),
+        (lambda: TotalVariation(1.0, exponent=1.5), "no closed form"),
+        (lambda: TotalVariation(1.0, smoothing=0.1), "no closed form"),
         (lambda: EmpiricalPatches(torch.ones(4, 9)), r"\(count, channels, rows, columns\)"),
         (lambda: EmpiricalPatches((3, 1, 1, 1), brightness_invariant=True), "one pixel"),
         (lambda: EmpiricalPatches(torch.ones(0, 1, 2, 2)), "at least 1"),

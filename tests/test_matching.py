@@ -1,5 +1,6 @@
 """The objectives against what they must find: the known score of a Gaussian, and each other."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,7 +10,6 @@ from torch import Tensor, nn
 import patchscore as ps
 from patchscore.learning import matching
 from patchscore.priors.cliques import Clique
-from patchscore.randomness import standard_normal
 
 SIDE = 2
 LEVEL = 0.7
@@ -60,13 +60,19 @@ def precision(covariance: Tensor, variance: float) -> Tensor:
     return torch.linalg.inv(covariance + variance * torch.eye(len(covariance), dtype=torch.float64))
 
 
-@pytest.mark.parametrize("name", ["denoising", "sure", "noise2score"])
+@pytest.mark.parametrize("name", ["denoising", "explicit", "implicit", "sliced", "sure", "noise2score"])
 def test_every_objective_finds_the_score_of_a_gaussian(name: str, covariance: Tensor) -> None:
     generator = torch.Generator().manual_seed(0)
     prior = ps.PatchPrior(LinearClique(), assembly="mean", boundary="open")
     truth = precision(covariance, LEVEL**2)
     objective = {
         "denoising": matching.denoising_score_matching,
+        "explicit": partial(
+            matching.explicit_score_matching,
+            target=lambda y, _: (-truth @ y.flatten(1).T).T.view_as(y),
+        ),
+        "implicit": matching.implicit_score_matching,
+        "sliced": matching.sliced_score_matching,
         "sure": matching.sure,
         "noise2score": matching.noise2score,
     }[name]
@@ -82,8 +88,12 @@ def test_every_objective_finds_the_score_of_a_gaussian(name: str, covariance: Te
         # square of the added level, of the precisions at the levels that it sees, in the metric of y.
         truth = noise2score_optimum(covariance)
     error = found.std(0) / len(found) ** 0.5
-    z = (found.mean(0) - truth) / error
-    assert z.abs().max() < 4, z
+    if name == "explicit":
+        # Without noise in the target every batch finds it exactly.
+        assert (found - truth).abs().max() < 1e-10
+    else:
+        z = (found.mean(0) - truth) / error
+        assert z.abs().max() < 4, z
 
 
 def noise2score_optimum(covariance: Tensor) -> Tensor:
@@ -121,11 +131,32 @@ def test_sure_is_unbiased(potential: ps.PatchPrior) -> None:
     assert abs(differences.mean() / (risk - 1)) < 0.1
 
 
+def test_sliced_is_implicit_on_average(potential: ps.PatchPrior) -> None:
+    clean = torch.rand(2, 1, 7, 8, dtype=torch.float64)
+    sigma = torch.tensor([0.4, 0.6], dtype=torch.float64)
+    noise = torch.Generator()
+    differences = []
+    for seed in range(200):
+        # The noise is the first thing that both draw, so it is the same.
+        exact, sliced = (
+            objective(potential, clean, sigma, generator=noise.manual_seed(seed)).detach()
+            for objective in (matching.implicit_score_matching, matching.sliced_score_matching)
+        )
+        differences.append(sliced - exact)
+    differences = torch.stack(differences)
+    assert differences.std() > 1e-3
+    assert abs(differences.mean() / differences.std() * len(differences) ** 0.5) < 4
+
+
 def test_denoising_is_explicit_up_to_a_constant(covariance: Tensor) -> None:
     """Vincent's identity: on a Gaussian the constant is tr(C (C + sigma^2)^-1) / n, for every model."""
     generator = torch.Generator().manual_seed(2)
     prior = ps.PatchPrior(LinearClique(), assembly="mean", boundary="open")
     truth = precision(covariance, LEVEL**2)
+
+    def target(y: Tensor, _: Tensor) -> Tensor:
+        return (-truth @ y.flatten(1).T).T.view_as(y)
+
     count, sigma = 20_000, torch.full((1,), LEVEL).double()
     x = gaussian_patches(covariance, count, generator)
     for matrix in (torch.zeros_like(truth), truth, torch.eye(4).double(), truth.flip(0)):
@@ -134,9 +165,9 @@ def test_denoising_is_explicit_up_to_a_constant(covariance: Tensor) -> None:
         for batch in x.split(200):
             state = generator.get_state()
             levels = sigma.expand(len(batch))
-            y = batch + LEVEL * standard_normal(batch, generator)
-            target = (-truth @ y.flatten(1).T).T.view_as(y)
-            explicit = (LEVEL * (prior.score(y, levels) - target)).square().mean()
+            explicit = matching.explicit_score_matching(
+                prior, batch, levels, generator=generator, target=target
+            )
             generator.set_state(state)
             denoising = matching.denoising_score_matching(prior, batch, levels, generator=generator)
             differences.append((denoising - explicit).detach())
@@ -150,6 +181,8 @@ def test_fit_takes_every_objective(covariance: Tensor) -> None:
     noisy = torch.rand(3, 1, 12, 12, generator=torch.Generator().manual_seed(0))
     for objective in (
         matching.denoising_score_matching,
+        partial(matching.explicit_score_matching, target=lambda y, _: -y),
+        matching.sliced_score_matching,
         matching.sure,
         matching.noise2score,
     ):

@@ -6,6 +6,8 @@ All equal the Fisher divergence between model and data, in units of the noise an
 
 up to a constant that does not depend on s. They differ in what they need:
 
+    explicit     the target grad log p_sigma itself
+    implicit     samples y only, but also the divergence of s, exact or by random projections
     denoising    clean images x only
     SURE         noisy images y of known noise level only
     Noise2Score  noisy images y of known noise level only, and no divergence
@@ -14,12 +16,13 @@ Every objective takes crops and one noise level per crop, and returns a scalar: 
 with all their cliques. :func:`patchscore.fit` draws the levels from a range, which trains at all of them
 with weight sigma^2 (Song and Ermon, NeurIPS 2019, equation 6).
 
-References: Vincent, Neural Computation 23 (2011); Stein, Annals of Statistics 9 (1981); Hyvarinen, JMLR
-6 (2005); Song, Garg, Shi and Ermon, UAI 2019 (random projections); Kim and Ye, NeurIPS 2021
-(Noise2Score).
+References: Hyvarinen, JMLR 6 (2005); Vincent, Neural Computation 23 (2011); Song, Garg, Shi and Ermon,
+UAI 2019 (sliced); Stein, Annals of Statistics 9 (1981); Kim and Ye, NeurIPS 2021 (Noise2Score).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -50,6 +53,58 @@ def denoising_score_matching(
     return prior.interior(residual).square().mean()
 
 
+def explicit_score_matching(
+    prior: Trainable,
+    clean: Tensor,
+    sigma: Tensor,
+    *,
+    generator: torch.Generator,
+    target: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """F(s) without a constant: sigma^2 E | s(y, sigma) - target(y, sigma) |^2.
+
+    ``target`` maps (B, C, H, W) and (B,) to (B, C, H, W): the score of a known density, or of the
+    blurred training set (a kernel density estimate with a Gaussian kernel of width sigma). Bind it with
+    ``functools.partial`` for :func:`patchscore.fit`.
+    """
+    levels = expand(sigma)
+    y = clean + levels * standard_normal(clean, generator)
+    residual = levels * (prior.score(y, sigma) - target(y, sigma))
+    return prior.interior(residual).square().mean()
+
+
+def implicit_score_matching(
+    prior: Trainable, clean: Tensor, sigma: Tensor, *, generator: torch.Generator
+) -> Tensor:
+    """sigma^2 E [ |s(y, sigma)|^2 + 2 div s(y, sigma) ], with the exact divergence.
+
+    Integration by parts turns the cross term -2 E[s' grad log p_sigma] of F into 2 E[div s] (Hyvarinen
+    2005, theorem 1), so no target is needed.
+
+    It needs one backward pass per pixel, so use it for small crops only, and
+    :func:`sliced_score_matching` for larger ones.
+    """
+    y = clean + expand(sigma) * standard_normal(clean, generator)
+    y, score = _differentiable_score(prior, y, sigma)
+    basis = torch.eye(score[0].numel(), dtype=y.dtype, device=y.device).view(-1, 1, *score.shape[1:])
+    inside = [e for e in basis if prior.interior(e).any()]
+    divergence = torch.stack([_quadratic(y, score, e.expand_as(score)) for e in inside]).sum(0)
+    return _implicit(prior, score, divergence / len(inside), sigma)
+
+
+def sliced_score_matching(
+    prior: Trainable, clean: Tensor, sigma: Tensor, *, generator: torch.Generator
+) -> Tensor:
+    """:func:`implicit_score_matching` with a randomly projected divergence, E[v' (ds/dy) v].
+
+    v holds independent random signs, one projection per crop: Hutchinson's trace estimator (Song et al.
+    2019, section 3.2, with the exact norm term, "SSM-VR").
+    """
+    y = clean + expand(sigma) * standard_normal(clean, generator)
+    y, score = _differentiable_score(prior, y, sigma)
+    return _implicit(prior, score, _projected_divergence(prior, y, score, generator), sigma)
+
+
 def sure(prior: Trainable, noisy: Tensor, sigma: Tensor, *, generator: torch.Generator) -> Tensor:
     """Stein's unbiased estimate of E | denoise(y) - x |^2 / sigma^2, from noisy images alone.
 
@@ -57,23 +112,14 @@ def sure(prior: Trainable, noisy: Tensor, sigma: Tensor, *, generator: torch.Gen
 
         E | denoise(y) - x |^2 = n sigma^2 + sigma^4 E [ |s|^2 + 2 div s ]
 
-    (Stein 1981, theorem 1). This is implicit score matching (Hyvarinen 2005, theorem 1) on the noisy
-    images as they are. The divergence is estimated by one random projection per crop, v' (ds/dy) v with
-    random signs v (Song et al. 2019, section 3.2). ``sigma`` is the noise level of ``noisy``: call
+    (Stein 1981, theorem 1). This is implicit score matching on the noisy images as they are, with a
+    randomly projected divergence. ``sigma`` is the noise level of ``noisy``: call
     :func:`patchscore.fit` with ``sigmas=(level, level)``.
 
     Biased if the level is wrong, or if the noise is not white and Gaussian.
     """
-    y = noisy.detach().requires_grad_()
-    with torch.autocast(y.device.type, enabled=False):  # in full precision, since the terms cancel
-        score = prior.score(y, sigma)
-    signs = torch.randint(0, 2, score.shape, generator=generator, device=generator.device)
-    v = torch.zeros_like(score)
-    prior.interior(v).copy_(prior.interior(2 * signs.to(score) - 1))
-    (gradient,) = torch.autograd.grad(score, y, v, create_graph=True)
-    divergence = dot(gradient, v) / prior.interior(v[0]).numel()
-    squared = prior.interior(score).square().flatten(1).mean(1)
-    return 1 + (sigma**2 * (squared + 2 * divergence)).mean()
+    y, score = _differentiable_score(prior, noisy, sigma)
+    return 1 + _implicit(prior, score, _projected_divergence(prior, y, score, generator), sigma)
 
 
 def noise2score(prior: Trainable, noisy: Tensor, sigma: Tensor, *, generator: torch.Generator) -> Tensor:
@@ -93,3 +139,32 @@ def noise2score(prior: Trainable, noisy: Tensor, sigma: Tensor, *, generator: to
     added = expand(tau)
     residual = added * prior.score(noisy + added * z, (sigma**2 + tau**2).sqrt()) + z
     return prior.interior(residual).square().mean()
+
+
+def _differentiable_score(prior: Trainable, y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """y and s(y, sigma), ready for a divergence; in full precision, since its terms cancel."""
+    y = y.detach().requires_grad_()
+    with torch.autocast(y.device.type, enabled=False):
+        return y, prior.score(y, sigma)
+
+
+def _projected_divergence(
+    prior: Trainable, y: Tensor, score: Tensor, generator: torch.Generator
+) -> Tensor:
+    """v' (ds/dy) v per pixel of the interior, for a random sign v there: (B,)."""
+    signs = torch.randint(0, 2, score.shape, generator=generator, device=generator.device)
+    v = torch.zeros_like(score)
+    prior.interior(v).copy_(prior.interior(2 * signs.to(score) - 1))
+    return _quadratic(y, score, v) / prior.interior(v[0]).numel()
+
+
+def _quadratic(y: Tensor, score: Tensor, v: Tensor) -> Tensor:
+    """v' (ds/dy) v for every image: (B,)."""
+    (gradient,) = torch.autograd.grad(score, y, v, create_graph=True)
+    return dot(gradient, v)
+
+
+def _implicit(prior: Trainable, score: Tensor, divergence: Tensor, sigma: Tensor) -> Tensor:
+    """sigma^2 (|s|^2 + 2 div s) per pixel, from the divergence per pixel of every image."""
+    squared = prior.interior(score).square().flatten(1).mean(1)
+    return (sigma**2 * (squared + 2 * divergence)).mean()

@@ -1,7 +1,7 @@
 """The classical experts: Student-t filters and total variation.
 
     StudentT            phi(v) = sum_i a_i log(1 + (J_i' v)^2 / 2)
-    TotalVariation      phi(v) = strength * sum of |v_q - v_p| over neighbouring pixels p, q
+    TotalVariation      phi(v) = strength * sum of |v_q - v_p|^exponent over neighbouring pixels p, q
 
 References: Hinton, "Training Products of Experts", Neural Computation 14 (2002); Roth and Black, "Fields
 of Experts", IJCV 82 (2009), equation 8; Rudin, Osher and Fatemi, Physica D 60 (1992).
@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patchscore.checks import check_positive
 from patchscore.errors import InputError
 from patchscore.priors.cliques import Potential, check_tensor, patch_pixels, stack_shape
 from patchscore.priors.registry import register
@@ -114,14 +113,14 @@ class StudentT(Potential):
 
 @register
 class TotalVariation(Potential):
-    """Differences d of neighbouring pixels, anisotropic: phi(v) = strength * sum |d|.
+    """Differences d of neighbouring pixels, anisotropic: phi(v) = strength * sum |d|^exponent.
 
     The patch is a pair, 2 x 1 or 1 x 2, or a square of 2 x 2 with its two vertical and two horizontal
     pairs. A pair lies in two squares, so there each counts one half, and the sum over all squares is
     the total variation of the image: exactly so under a ``"periodic"`` or ``"symmetric"`` boundary;
     under an ``"open"`` one the pairs along the border count one half.
 
-    ``blurred=True`` is exact for a pair at every noise level. The difference of two
+    ``blurred=True`` (exponent 1) is exact for a pair at every noise level. The difference of two
     pixels has the noise variance t^2 = 2 sigma^2, and the Laplace density b/2 exp(-b |d|) becomes
 
         p_sigma(d) = b/2 exp(b^2 t^2 / 2) [exp(-b d) Phi(d/t - b t) + exp(b d) Phi(-d/t - b t)]
@@ -135,14 +134,19 @@ class TotalVariation(Potential):
     Parameters
     ----------
     strength
-        In one over the unit of the image; positive.
+        In one over the unit of the image, to the power of the exponent; positive.
     patch_shape
         (2, 1), (1, 2) or (2, 2), the default.
+    exponent
+        Above 0; from 1 on, phi is convex.
+    smoothing
+        |d|^exponent becomes (d^2 + smoothing^2)^(exponent / 2), in the unit of the image (Charbonnier et
+        al., IEEE Trans. Image Processing 6 (1997)). At 0 the score of d = 0 is set to 0.
 
     Raises
     ------
     InputError
-        If a parameter is out of its range.
+        If a parameter is out of its range, or the blur is asked for where it has no closed form.
     """
 
     brightness_invariant = True
@@ -154,6 +158,8 @@ class TotalVariation(Potential):
         *,
         patch_shape: Sequence[int] = (2, 2),
         channels: int = 1,
+        exponent: float = 1.0,
+        smoothing: float = 0.0,
         blurred: bool = True,
     ) -> None:
         super().__init__()
@@ -162,23 +168,23 @@ class TotalVariation(Potential):
             raise InputError(
                 f"patch_shape is {self.patch_shape}; total variation takes (2, 1), (1, 2) or (2, 2)."
             )
-        check_positive(strength=strength)
+        if not (0 < strength < math.inf and 0 < exponent < math.inf and 0 <= smoothing < math.inf):
+            raise InputError(
+                f"strength is {strength}, exponent {exponent} and smoothing {smoothing}; expected "
+                "positive numbers, and a smoothing of at least 0."
+            )
+        if blurred and (exponent != 1 or smoothing != 0):
+            raise InputError(
+                f"there is no closed form of the blurred density with exponent {exponent:g} and "
+                f"smoothing {smoothing:g}; use exponent 1 without smoothing, or blurred=False."
+            )
         self.channels = channels
         self.strength = strength
+        self.exponent = exponent
+        self.smoothing = smoothing
         self.blurred = blurred
         self.register_buffer("differences", _differences(self.patch_shape, channels))
         self.share = 0.5 if self.patch_shape == (2, 2) else 1.0
-
-    @classmethod
-    def from_settings(cls, settings: dict[str, Any]) -> TotalVariation:
-        """Build it from the settings in a file; those of 0.1.0 also name an exponent and a smoothing."""
-        settings = dict(settings)
-        other = settings.pop("exponent", 1.0), settings.pop("smoothing", 0.0)
-        if other != (1.0, 0.0):
-            raise InputError(
-                f"the exponent and smoothing are {other}; expected 1 and 0, total variation."
-            )
-        return cls(**settings)
 
     def energy(self, patches: Tensor, sigma: Tensor) -> Tensor:
         """phi: (B, n, L) -> (B, L), without unit."""
@@ -186,7 +192,7 @@ class TotalVariation(Potential):
         if self.blurred:
             values = -_blurred_laplace(d, self.strength, math.sqrt(2) * sigma)[0]
         else:
-            values = self.strength * d.abs()
+            values = self.strength * self._power(d, self.exponent / 2)
         return self.share * values.sum(1)
 
     def score(self, patches: Tensor, sigma: Tensor) -> Tensor:
@@ -195,8 +201,13 @@ class TotalVariation(Potential):
         if self.blurred:
             score = _blurred_laplace(d, self.strength, math.sqrt(2) * sigma)[1]
         else:
-            score = -self.strength * d.sign()
+            score = -self.strength * self.exponent * d * self._power(d, self.exponent / 2 - 1)
         return self.share * (self.differences.T @ score)
+
+    def _power(self, d: Tensor, exponent: float) -> Tensor:
+        """(d^2 + smoothing^2)^exponent, and 0 at 0, also for autograd."""
+        squared = d.square() + self.smoothing**2
+        return torch.where(squared > 0, squared, 1).pow(exponent) * (squared > 0)
 
 
 def _blurred_laplace(d: Tensor, b: float, t: Tensor) -> tuple[Tensor, Tensor]:
