@@ -130,15 +130,6 @@ def test_a_square_is_the_sum_of_both_pairs(normal, error):
     assert error(square.score(x, SIGMA), rows.score(x, SIGMA) + columns.score(x, SIGMA)) < 1e-10
 
 
-def test_files_of_0_1_0_are_read():
-    """They also name an exponent and a smoothing."""
-    settings = {"patch_shape": [2, 1], "channels": 3, "exponent": 1.0, "smoothing": 0.0}
-    clique = TotalVariation.from_settings({"strength": 0.7, **settings})
-    assert (clique.strength, clique.patch_shape, clique.channels) == (0.7, (2, 1), 3)
-    with pytest.raises(InputError, match=r"\(1\.5, 0\.0\)"):
-        TotalVariation.from_settings({"strength": 0.7, **settings, "exponent": 1.5})
-
-
 def test_equal_neighbours_have_no_force():
     v = torch.ones(1, 4, 1, dtype=torch.float64)
     for settings in ({}, {"blurred": False}, {"blurred": False, "exponent": 0.5}):
