@@ -56,7 +56,7 @@ def test_a_saved_prior_comes_back_the_same(network, assembly, trained_on, tmp_pa
 
 @pytest.mark.parametrize(
     ("name", "images"),
-    [("natural-color", "astronaut"), ("natural-gray", "bsd400"), ("natural-gray-fast", "bsd400")],
+    [("natural-color", "bsd432"), ("natural-gray", "bsd400"), ("natural-gray-fast", "bsd400")],
 )
 def test_a_bundled_prior_is_small_and_has_its_card(name: str, images: str) -> None:
     assert name in ps.bundled_priors()
