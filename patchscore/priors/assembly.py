@@ -71,8 +71,14 @@ class Assembly(ABC):
         """The score of images: (B, C, H, W), (B,) -> (B, C, H, W)."""
 
     def energy(self, field: Field, x: Tensor, sigma: Tensor) -> Tensor:
-        """-log p(x), if :meth:`check_gradient` passes: (B, C, H, W), (B,) -> (B,)."""
-        raise NotImplementedError
+        """-log p(x), if :meth:`check_gradient` passes: (B, C, H, W), (B,) -> (B,).
+
+        Raises :class:`InputError` for a rule that does not define it.
+        """
+        raise InputError(
+            f"the assembly {self.name!r} has no energy, so there is no log_prob; define "
+            f"{type(self).__name__}.energy, or work with the score alone."
+        )
 
     def check_gradient(self, boundary: Boundary) -> None:
         """Raise :class:`InputError` if the score of a potential is not a gradient, and say why."""
