@@ -25,6 +25,8 @@ from patchscore.protocols import Score
 
 # The relative error of a noise level that the user gives, and of an estimated one.
 GIVEN_ERROR, ESTIMATED_ERROR = 0.005, 0.1
+# Large images are scaled in float64 a part at a time, so that there is no second copy of them.
+ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,9 +128,11 @@ class NoisyImage:
         centered = getattr(network, "brightness_invariant", False)
         offset = float(self.pixels.mean(dtype=np.float64)) if centered else 0.0
         unit = self.sigma if getattr(prior, "scale_invariant", False) else 1.0
-        values = self.pixels.astype(np.float64)
-        values -= offset
-        values /= unit
+        dtype = np.float32 if like.dtype == torch.float32 else np.float64
+        values: np.ndarray = np.empty(self.pixels.shape, dtype)
+        for top in range(0, values.shape[1], ROWS_AT_ONCE):
+            rows = slice(top, top + ROWS_AT_ONCE)
+            values[:, rows] = (self.pixels[:, rows].astype(np.float64) - offset) / unit
         y = torch.from_numpy(values).to(like)
         return Seen(self, y.view(batch, -1, *y.shape[1:]), self.sigma / unit, unit, offset)
 
