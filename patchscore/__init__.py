@@ -13,6 +13,7 @@ from patchscore.learning.fit import fit
 from patchscore.learning.history import History
 from patchscore.learning.mixture import fit_mixture
 from patchscore.learning.weight import fit_score_weight
+from patchscore.measurements.adapters import as_operator
 from patchscore.measurements.likelihoods import GaussianLikelihood
 from patchscore.measurements.operators import Identity, Mask
 from patchscore.priors.cliques import Clique, Potential
@@ -54,6 +55,7 @@ __all__ = [
     "Surprise",
     "TotalVariation",
     "adapt",
+    "as_operator",
     "bundled_priors",
     "denoise",
     "epll",
