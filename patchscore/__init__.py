@@ -17,6 +17,7 @@ from patchscore.measurements.adapters import as_operator
 from patchscore.measurements.likelihoods import GaussianLikelihood
 from patchscore.measurements.operators import Identity, Mask
 from patchscore.priors.cliques import Clique, Potential
+from patchscore.priors.deepinv import as_deepinv
 from patchscore.priors.empirical import EmpiricalPatches
 from patchscore.priors.energy import ConvEnergy, PatchEnergy
 from patchscore.priors.experts import StudentT, TotalVariation
@@ -55,6 +56,7 @@ __all__ = [
     "Surprise",
     "TotalVariation",
     "adapt",
+    "as_deepinv",
     "as_operator",
     "bundled_priors",
     "denoise",
