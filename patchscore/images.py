@@ -15,18 +15,32 @@ from torch import Tensor
 
 from patchscore.errors import InputError
 
+LARGEST = 1e300  # far beyond it, differences and sums overflow in float64
 ImageSource = np.ndarray | Tensor | Sequence[np.ndarray | Tensor] | str | Path
 
 
 def numeric_array(image: Any, *, name: str = "the image") -> np.ndarray:
-    """The image as a numeric array with unchanged values.
+    """The image as a numeric array with unchanged values, in the byte order of this machine.
 
     Raises
     ------
     InputError
-        For booleans, complex numbers, objects or text, and for no, NaN or infinite pixels.
+        For what is no array, for booleans, complex numbers, objects or text, for masked pixels, for no
+        pixels, and for values that are NaN, infinite or beyond 1e300.
     """
-    array = _to_numpy(image) if isinstance(image, Tensor) else np.asarray(image)
+    if isinstance(image, np.ma.MaskedArray) and np.ma.is_masked(image):
+        raise InputError(
+            f"{name} is a masked array, and {np.ma.count_masked(image)} of its {image.size} values are "
+            "masked; fill them first (for example with scikit-image's inpaint_biharmonic), or restore "
+            "the image from the others with patchscore.Mask."
+        )
+    try:
+        array = _to_numpy(image) if isinstance(image, Tensor) else np.asarray(image)
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, tensors without values
+        raise InputError(
+            f"{name} is no array ({str(error).splitlines()[0]}); expected integers or floating-point "
+            "numbers."
+        ) from error
     if array.dtype.kind not in "uif":
         advice = {
             "b": "a mask has no noise level; convert it with .astype(float) if it is an image",
@@ -35,14 +49,19 @@ def numeric_array(image: Any, *, name: str = "the image") -> np.ndarray:
         raise InputError(f"{name} has dtype {array.dtype}: {advice}.")
     if array.size == 0:
         raise InputError(f"{name} has shape {array.shape}: there are no pixels in it.")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        bad = ~np.isfinite(array)
-        first = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise InputError(
-            f"{name} has {bad.sum()} NaN or infinite values of {array.size}, the first at {first}; "
-            "replace them first (for example with scikit-image's inpaint_biharmonic)."
-        )
-    return array
+    if array.dtype.kind == "f":
+        finite = np.isfinite(array)
+        if not finite.all():
+            first = tuple(int(i) for i in np.unravel_index(finite.argmin(), array.shape))
+            raise InputError(
+                f"{name} has {array.size - np.count_nonzero(finite)} NaN or infinite values of "
+                f"{array.size}, the first at {first}; replace them first (for example with "
+                "scikit-image's inpaint_biharmonic)."
+            )
+        if (largest := max(float(array.max()), -float(array.min()))) > LARGEST:
+            raise InputError(f"{name} has values up to {largest:.3g}; divide it and its noise level.")
+    narrow = array.dtype.itemsize <= 8
+    return array.astype(array.dtype.newbyteorder("=") if narrow else np.float64, copy=False)
 
 
 def training_images(
@@ -58,7 +77,7 @@ def training_images(
     """
     images = []
     for name, array in _named_arrays(source):
-        numeric_array(array, name=name)
+        array = numeric_array(array, name=name)
         if array.ndim == 2:
             array = array[..., None]
         if array.ndim != 3:
@@ -102,12 +121,12 @@ def random_crop(images: Sequence[Tensor], crop: int, generator: torch.Generator)
 
 def _to_numpy(tensor: Tensor) -> np.ndarray:
     """The values as an array; bfloat16, which numpy does not have, becomes float32."""
-    tensor = tensor.detach().cpu()
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
-def _named_arrays(source: ImageSource) -> Iterator[tuple[str, np.ndarray]]:
-    """Each image as a channels-last array, with its name in error messages."""
+def _named_arrays(source: ImageSource) -> Iterator[tuple[str, Any]]:
+    """Each image with its channels last, and its name in error messages."""
     if isinstance(source, str | Path):
         from patchscore.files import image_files, read_image
 
@@ -119,8 +138,8 @@ def _named_arrays(source: ImageSource) -> Iterator[tuple[str, np.ndarray]]:
             f"the images have shape {tuple(source.shape)}; expected an array (N, H, W) or "
             "(N, H, W, C), a tensor (N, C, H, W), a list, or a folder."
         )
-    items: Iterable[np.ndarray | Tensor] = source
-    for number, item in enumerate(items):
-        if isinstance(item, Tensor):
-            item = _to_numpy(item.movedim(0, -1) if item.ndim == 3 else item)
-        yield f"image {number}", np.asarray(item)
+    if not isinstance(source, Iterable):
+        raise InputError(f"the images are {source!r}; expected arrays, tensors, or a folder.")
+    for number, item in enumerate(source):
+        channels_first = isinstance(item, Tensor) and item.ndim == 3
+        yield f"image {number}", item.movedim(0, -1) if channels_first else item

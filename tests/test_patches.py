@@ -171,6 +171,16 @@ def test_tiles_are_nearly_square_and_nearly_equal(images, shape, limit):
         assert sizes[:, 1:].max() <= 4 * sizes[:, 1:].max(0).min()
 
 
+@pytest.mark.parametrize(("images", "shape"), [(1, (1, 10**6)), (1, (10**6, 2)), (10**4, (8, 8))])
+def test_a_rim_makes_no_tile_larger_than_a_square_one(images, shape):
+    limit, rim = 32768, 16
+    largest = max(
+        (images.stop - images.start) * math.prod(part.stop - part.start + rim for part in window)
+        for images, *window in patches.tiling(images, shape, limit, rim)
+    )
+    assert largest <= (math.isqrt(limit) + rim) ** 2
+
+
 @pytest.mark.parametrize("patch_shape", [(3, 3), (4, 4), (2, 2), (3, 4), (5, 2), (1, 1)])
 @pytest.mark.parametrize("image_shape", [(7, 9), (6, 5), (5, 5)])
 def test_symmetric_energy_is_a_quarter_of_that_of_the_mirrored_torus(image_shape, patch_shape, normal):

@@ -8,7 +8,6 @@ one assignment, so a run that was interrupted and resumed equals a run in one go
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, get_args
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from patchscore.checks import check_choice, check_counts
 from patchscore.errors import InputError
 from patchscore.inference.chain import Chain, Keep
+from patchscore.memory import free_bytes
 from patchscore.randomness import generator_like
 
 # Of the free memory, what samples may take: the sampler and the user's code need some too.
@@ -132,9 +132,7 @@ def run(
         reason = f"all {steps} {unit}s are done"
         if chain.steps < steps:
             reason = f"interrupted after {chain.steps} of {steps} {unit}s"
-        kept = samples
-        if kept is not None and len(kept) > chain.draws:
-            kept = kept[: chain.draws].clone()
+        kept = None if samples is None else samples[: chain.draws]  # a copy might not fit in memory
         seconds = chain.seconds + time.perf_counter() - start
         return chain._replace(samples=kept, seconds=seconds, reason=reason)
 
@@ -214,13 +212,3 @@ def _room(chain: Chain, draws: int) -> Tensor:
     if chain.samples is not None:
         samples[: chain.draws] = chain.samples
     return samples
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Memory that is free on a device; None where the system does not say."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None

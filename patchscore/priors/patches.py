@@ -147,15 +147,15 @@ class PatchGrid:
             total[images] += (values if weights is None else values * weights.flatten()).sum(-1)
         return total
 
-    def pieces(self, padded: Tensor, limit: int) -> Iterator[tuple[Window, Tensor | None]]:
-        """Windows of the padded images, with at most ``limit`` patches each, and the weights w_c.
+    def pieces(self, padded: Tensor, limit: int, rim: int = 0) -> Iterator[tuple[Window, Tensor | None]]:
+        """Windows of the padded images, and the weights w_c: see :func:`tiling`.
 
         Every patch is in one window.
         """
         if padded.device.type == "cpu":
             torch.empty(KEPT_BYTES, dtype=torch.uint8)
         weights = self.weights(padded)
-        for images, rows, columns in tiling(len(padded), self.shape, limit):
+        for images, rows, columns in tiling(len(padded), self.shape, limit, rim):
             yield (
                 self.window(images, rows, columns),
                 None if weights is None else weights[rows, columns],
@@ -181,14 +181,19 @@ class PatchGrid:
         ]
 
 
-def tiling(images: int, shape: Sequence[int], limit: int) -> Iterator[tuple[slice, slice, slice]]:
+def tiling(
+    images: int, shape: Sequence[int], limit: int, rim: int = 0
+) -> Iterator[tuple[slice, slice, slice]]:
     """Pieces (images, rows, columns) of grids of cliques: nearly square, nearly equal, within a limit.
 
-    Square, since neighbours compute the hidden units of their rims twice.
+    Square, since neighbours compute the hidden units of their rims twice. With a rim of so many rows and
+    columns, no piece has more places than a square one of ``limit`` cliques.
     """
-    height = _part(shape[0], math.isqrt(limit))
-    width = _part(shape[1], limit // height)
-    depth = _part(images, limit // (height * width))
+    side = math.isqrt(limit)
+    places = max(limit, (side + rim) ** 2)
+    height = _part(shape[0], side)
+    width = _part(shape[1], max(1, places // (height + rim) - rim))
+    depth = _part(images, max(1, places // ((height + rim) * (width + rim))))
     for first, top, left in product(
         range(0, images, depth), range(0, shape[0], height), range(0, shape[1], width)
     ):

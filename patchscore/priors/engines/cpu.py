@@ -46,7 +46,8 @@ def field_score(
     sources = [source_index(*axis, boundary) for axis in axes]
     total = torch.zeros_like(x)
     torch.empty(KEPT_BYTES, dtype=torch.uint8)
-    for images, rows, columns in tiling(len(x), grid.shape, UNITS_PER_TILE // len(layers.readout)):
+    limit = UNITS_PER_TILE // len(layers.readout)
+    for images, rows, columns in tiling(len(x), grid.shape, limit, layers.rim):
         _, _, *window = grid.window(images, rows, columns)
         at = [source[part] for source, part in zip(sources, window, strict=True)]
         levels = expand(sigma[images])

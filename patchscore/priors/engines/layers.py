@@ -58,6 +58,11 @@ class Layers(NamedTuple):
         side = 1 + sum(d * (kernel.shape[-1] - 1) for kernel, d in pairs)
         return side, side
 
+    @property
+    def rim(self) -> int:
+        """How many more rows of h_1 than of phi there are."""
+        return self.patch_shape[0] - self.kernels[0].shape[-1]
+
     def centred(self, x: Tensor) -> Tensor:
         """x less its mean, where W_1 is blind to it: bright images keep their digits."""
         if self.offsets is None:
@@ -111,7 +116,7 @@ def field_energy(layers: Layers, x: Tensor, sigma: Tensor, boundary: Boundary) -
     """sum_c w_c phi(G_c x; sigma): (B, C, H, W), (B,) -> (B,)."""
     grid = PatchGrid(x.shape[-2:], layers.patch_shape, boundary)
     padded, total = grid.pad(x), x.new_zeros(len(x))
-    for window, weights in grid.pieces(padded, _places_per_tile(layers, x)):
+    for window, weights in grid.pieces(padded, _places_per_tile(layers, x), layers.rim):
         images = window[0]
         energy = layers.energy(padded[window], sigma[images])
         total[images] += (energy if weights is None else energy * weights).flatten(1).sum(1)
@@ -123,7 +128,7 @@ def field_score(layers: Layers, x: Tensor, sigma: Tensor, boundary: Boundary) ->
     grid = PatchGrid(x.shape[-2:], layers.patch_shape, boundary)
     padded = grid.pad(x)
     total = torch.zeros_like(padded)
-    for window, weights in grid.pieces(padded, _places_per_tile(layers, x)):
+    for window, weights in grid.pieces(padded, _places_per_tile(layers, x), layers.rim):
         total[window] += layers.score(padded[window], sigma[window[0]], weights)
     return grid.pad_adjoint(total)
 
