@@ -11,21 +11,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from patchscore.errors import InputError
 from patchscore.randomness import standard_normal
 
 POWER_ITERATIONS = 50
 POWER_TOLERANCE = 3e-4
+TOLERANCE = 1e-6
 CONJUGATE_GRADIENT_STEPS = 1000
 
 
-def expand(values: Tensor) -> Tensor:
+def expand(values: Tensor, dimensions: int = 4) -> Tensor:
     """One number for each image, ready to multiply images: (B,) -> (B, 1, 1, 1)."""
-    return values[:, None, None, None]
+    return values.view(-1, *[1] * (dimensions - 1))
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
@@ -75,26 +76,48 @@ def largest_eigenvalue(apply: Callable[[Tensor], Tensor], like: Tensor) -> Tenso
     return value
 
 
-def conjugate_gradients(left: Callable[[Tensor], Tensor], right: Tensor, x: Tensor) -> Tensor:
-    """Solve left(x) = right for a symmetric positive definite map, image by image, from a first guess.
+class Solved(NamedTuple):
+    """The solution of a linear system, as far as it was reached.
 
-    Raises :class:`InputError` if it has not converged to rounding in 1000 steps.
+    Attributes
+    ----------
+    x : the solution, image by image
+    residual : (B,) |right - left(x)| / |right|, as the recursion has it
+    steps : how often the map was applied
+    converged : whether every residual is below the tolerance
     """
-    tiny = torch.finfo(x.dtype).tiny
-    tolerance = 10 * torch.finfo(x.dtype).eps * norm(right)
-    residual = right - left(x)
-    direction, energy = residual, dot(residual, residual)
-    for _ in range(CONJUGATE_GRADIENT_STEPS):
-        if bool((energy.sqrt() <= tolerance).all()):
-            return x
+
+    x: Tensor
+    residual: Tensor
+    steps: int
+    converged: bool
+
+
+def conjugate_gradients(
+    left: Callable[[Tensor], Tensor],
+    right: Tensor,
+    *,
+    tolerance: float = TOLERANCE,
+    max_steps: int = CONJUGATE_GRADIENT_STEPS,
+) -> Solved:
+    """Solve left(x) = right for a symmetric positive definite map, image by image, from x = 0.
+
+    It stops at a residual of ``tolerance``, but not below ten roundings, or after ``max_steps``. From
+    another start, solve for the difference to it.
+    """
+    tiny, rounding = torch.finfo(right.dtype).tiny, torch.finfo(right.dtype).eps
+    x, residual, direction = torch.zeros_like(right), right, right
+    size = norm(right)
+    goal = max(tolerance, 10 * rounding) * size
+    energy = dot(right, right)
+    steps = 0
+    while steps < max_steps and bool((energy.sqrt() > goal).any()):
         image = left(direction)
-        step = expand(energy / dot(direction, image).clamp_min(tiny))
+        steps += 1
+        step = expand(energy / dot(direction, image).clamp_min(tiny), x.ndim)
         x = x + step * direction
         residual = residual - step * image
         previous, energy = energy, dot(residual, residual)
-        direction = residual + expand(energy / previous.clamp_min(tiny)) * direction
-    raise InputError(
-        f"the linear system of the data did not converge in {CONJUGATE_GRADIENT_STEPS} steps of "
-        "conjugate gradients: the operator is too badly conditioned for this noise level; scale it to a "
-        "norm of about one, or give a larger noise_std."
-    )
+        direction = residual + expand(energy / previous.clamp_min(tiny), x.ndim) * direction
+    reached = energy.sqrt()
+    return Solved(x, reached / size.clamp_min(tiny), steps, bool((reached <= goal).all()))

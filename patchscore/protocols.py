@@ -63,8 +63,19 @@ class Operator(Protocol):
 class Likelihood(Density, Bounded, Protocol):
     """p(y | x) of a measurement y, and p(y | x_sigma) of a blurred image where sigma is not zero."""
 
-    def proximal(self, z: Tensor, precision: float) -> Tensor:
-        """The mode of p(y | x) N(x; z, I / precision): (B, C, H, W) -> (B, C, H, W)."""
+    def proximal(
+        self,
+        z: Tensor,
+        precision: float,
+        *,
+        start: Tensor | None = None,
+        tolerance: float | None = None,
+    ) -> Tensor:
+        """The mode of p(y | x) N(x; z, I / precision): (B, C, H, W) -> (B, C, H, W).
+
+        An iteration begins at ``start``, or at z, and ends when what is left of the gradient there is
+        ``tolerance`` of it.
+        """
 
     def proximal_sample(self, z: Tensor, precision: float, generator: torch.Generator) -> Tensor:
         """A sample of p(y | x) N(x; z, I / precision): (B, C, H, W) -> (B, C, H, W)."""

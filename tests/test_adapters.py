@@ -137,8 +137,16 @@ def test_it_makes_a_likelihood(normal, error) -> None:
     y, z = normal(1, 5, 6), normal(2, 1, *SHAPE)
     left = M.T @ M / 0.3**2 + 0.7 * torch.eye(PIXELS).double()
     right = y.flatten() @ M / 0.3**2 + 0.7 * z.flatten(1)
-    found = ps.GaussianLikelihood(y, operator, 0.3).proximal(z, 0.7)
+    found = ps.GaussianLikelihood(y, operator, 0.3).proximal(z, 0.7, tolerance=1e-13)
     assert error(found.flatten(1), torch.linalg.solve(left, right.T).T) < 1e-10
+
+
+def test_a_likelihood_takes_operators_that_know_their_shapes(normal) -> None:
+    coils = sigpy_coils()
+    y = torch.complex(normal(1, 3, 3, 8), normal(1, 3, 3, 8, seed=1))
+    assert ps.GaussianLikelihood(y, coils, 0.3).back_projection.shape == (1, 1, *SHAPE)
+    with pytest.raises(ps.InputError, match=r"give x_shape=\(H, W\)"):
+        ps.GaussianLikelihood(normal(1, 5, 6), aslinearoperator(matrix()), 0.3)
 
 
 def test_physics_are_used_as_they_are() -> None:

@@ -52,7 +52,7 @@ def problem(field: ps.GaussianCliques, name: str) -> tuple[ps.GaussianLikelihood
     operator = OPERATORS[name]
     noise = torch.randn(2, 1, *SHAPE, generator=generator, dtype=torch.float64)
     y = operator.A(field.sample(2, generator=generator)) + NOISE_STD * noise
-    likelihood = ps.GaussianLikelihood(y, operator, NOISE_STD)
+    likelihood = ps.GaussianLikelihood(y, operator, NOISE_STD, tolerance=1e-13)
     return likelihood, exact_mean(field, likelihood, 0.0)
 
 
@@ -63,12 +63,8 @@ def exact_mean(field: ps.GaussianCliques, likelihood: ps.GaussianLikelihood, sig
     covariance = torch.fft.ifft2(torch.fft.fft2(units) * (field.power_spectrum + sigma**2)).real.flatten(
         1
     )
-    variance = likelihood.variance(sigma)
-    gain = (
-        covariance
-        @ A.T
-        @ torch.linalg.inv(A @ covariance @ A.T + variance * torch.eye(len(A), dtype=A.dtype))
-    )
+    noise = NOISE_STD**2 * torch.eye(len(A), dtype=A.dtype) + sigma**2 * A @ A.T
+    gain = covariance @ A.T @ torch.linalg.inv(A @ covariance @ A.T + noise)
     mean = field.mean.expand(len(A.T))
     return (mean + (likelihood.y.flatten(1) - A @ mean) @ gain.T).view(-1, 1, *SHAPE)
 

@@ -66,8 +66,7 @@ def split_gibbs(
     Raises
     ------
     InputError
-        Before any work: if settings do not fit, or the samples do not fit in memory. Later: if the
-        linear system of the data does not converge.
+        Before any work: if settings do not fit, or the samples do not fit in memory.
 
     Notes
     -----

@@ -1,134 +1,267 @@
-"""The likelihood of a linear measurement with white Gaussian noise.
+"""The likelihood of a linear measurement with Gaussian noise.
 
-    y = A x + n,    n ~ N(0, noise_std^2 I)
-    grad log p_sigma(y | x) = A'(y - A x) / (noise_std^2 + sigma^2 |A|^2)
+    y = A x + n,    n ~ N(0, C),    W' W = C^-1
+    grad log p(y | x) = B' (W y - B x),    B = W A
 
-The argument is the image blurred by noise, x_sigma = x + sigma z, and the likelihood is that of y given
-x_sigma. If nothing is known of x but x_sigma, A x is N(A x_sigma, sigma^2 A A'), which is added to the
-noise; A A' is replaced by |A|^2 I, where |A| is the largest singular value.
+The whitening operator W is 1 / noise_std for white noise. It gives the noise W n of every measurement
+the variance one.
 
-Exact as sigma tends to zero, for every A. At sigma > 0 it is an approximation that widens the
-likelihood: given the prior, p(x | x_sigma) is narrower than sigma. For the identity and for masks A A'
-is |A|^2 I, so the replacement loses nothing; for other A it widens the likelihood further.
+At a noise level sigma the argument is a blurred image x_sigma = x + sigma z, and the likelihood is that
+of y given x_sigma. If nothing is known of x but x_sigma, A x is N(A x_sigma, sigma^2 A A'), so
+
+    p_sigma(y | x_sigma) = N(y; A x_sigma, C + sigma^2 A A')
+    grad log p_sigma(y | x_sigma) = B' (I + sigma^2 B B')^-1 (W y - B x_sigma)
+
+by conjugate gradients: one step for the identity and for masks, more the larger sigma |A| is against the
+noise. Exact as sigma tends to zero. At sigma > 0 it is wider than the truth, as p(x | x_sigma) of a
+prior is narrower than sigma.
 
 Images and measurements may be complex. Then n has the standard deviation noise_std in its real and in
-its imaginary part, and the gradient is that of :mod:`patchscore.priors.wrappers`: the score is A^H(y -
-A x) over the variance.
+its imaginary part, and the gradient is that of :mod:`patchscore.priors.wrappers`: the score has A^H.
 
-Reference: Jalal et al., "Robust Compressed Sensing MRI with Deep Generative Priors", NeurIPS 2021,
-equation 6 (a likelihood that is annealed with the noise level of the prior).
+References: Kawar et al., "SNIPS: Solving Noisy Inverse Problems Stochastically", NeurIPS 2021 (the
+covariance of y given a blurred image); Jalal et al., "Robust Compressed Sensing MRI with Deep Generative
+Priors", NeurIPS 2021, equation 6 (a likelihood that is annealed with the noise level of the prior).
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from functools import cached_property
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from patchscore.errors import InputError
-from patchscore.linear_algebra import conjugate_gradients, dot, expand, largest_eigenvalue
-from patchscore.measurements.operators import check_adjoint
+from patchscore.linear_algebra import (
+    TOLERANCE,
+    Solved,
+    conjugate_gradients,
+    dot,
+    expand,
+    largest_eigenvalue,
+)
+from patchscore.measurements.adapters import as_operator
+from patchscore.measurements.operators import Mask, Product, Weights, broadcasts, check_adjoint
 from patchscore.protocols import Operator
 from patchscore.randomness import standard_normal
 
 
 class GaussianLikelihood:
-    """log p(y | x) = -|A x - y|^2 / (2 noise_std^2) + const.
+    """log p(y | x) = -|W (A x - y)|^2 / 2 + const, with W = 1 / noise_std for white noise.
 
     Parameters
     ----------
     y
         The measurement, (B, ...), real or complex. With B = 1 it serves a whole batch of images.
     operator
-        Anything with ``A(x)`` and ``A_adjoint(y)``: :class:`Identity` for denoising, a :class:`Mask`, or
-        the physics of another library. Images are real or complex as A_adjoint(y) is.
+        Anything with ``A(x)`` and ``A_adjoint(y)``: :class:`Identity` for denoising, a :class:`Mask`,
+        the physics of deepinv; or what :func:`as_operator` takes. Images are real or complex as
+        A_adjoint(y) is.
     noise_std
-        The noise level of y in its own unit, positive; of complex y, that of the real part, which is
-        that of the imaginary part too.
+        The noise level of y in its own unit; of complex y, that of the real part, which is that of the
+        imaginary part too. One of
+
+        - a positive number;
+        - a tensor that broadcasts to y, one for each measurement. Those with an infinite noise level are
+          left out, whatever y holds there;
+        - for correlated noise a whitening operator W, with ``A`` and ``A_adjoint`` on measurements, so
+          that W n has unit variance and no correlation.
+
+    tolerance
+        Of the linear systems: what is left of the residual when conjugate gradients stop.
 
     Raises
     ------
     InputError
-        If y holds integers or is not finite, noise_std is not positive, or A_adjoint is not the adjoint
-        of A.
+        If y holds integers or is not finite where it is measured, noise_std is not positive, or
+        A_adjoint is not the adjoint of A.
+
+    Warns
+    -----
+    UserWarning
+        Once, if a linear system is not solved after 1000 steps; the result is then what was reached.
 
     Notes
     -----
-    Wrong where the noise is not Gaussian and white, as in magnitude MRI at low signal. The adjoint is
-    tested with one pair of random vectors, at construction.
+    Wrong where the noise is not Gaussian, as in magnitude MRI at low signal.
+
+    At a noise level sigma, data hold an image to sqrt(noise_std^2 + sigma^2 |A|^2), not to noise_std:
+    end at a level with sigma |A| below noise_std if it should fit y to its noise. A score at large sigma
+    |A| / noise_std takes more conjugate gradients, up to about 7 of this ratio.
     """
 
-    def __init__(self, y: Tensor, operator: Operator, noise_std: float) -> None:
-        if not (y.is_floating_point() or y.is_complex()):
-            raise InputError(f"y is {y.dtype}; expected floating-point or complex numbers: y.float().")
-        if not bool(y.isfinite().all()):
+    def __init__(
+        self,
+        y: Tensor,
+        operator: Any,
+        noise_std: float | Tensor | Operator,
+        *,
+        tolerance: float = TOLERANCE,
+    ) -> None:
+        if not isinstance(y, Tensor) or not (y.is_floating_point() or y.is_complex()):
             raise InputError(
-                "y has values that are NaN or infinite; leave these measurements out, with a Mask or in "
-                "the operator."
+                f"y is {getattr(y, 'dtype', type(y).__name__)}; expected a tensor of floating-point or "
+                "complex numbers: torch.as_tensor(y).float()."
             )
-        if not 0 < noise_std < math.inf:
-            raise InputError(
-                f"noise_std is {noise_std}; expected a positive number in the unit of y. For data "
-                "without noise use a small one, such as a thousandth of the largest value: the "
-                "posterior then keeps to the data that closely."
-            )
-        self.y = y
-        self.operator = operator
-        self.noise_std = float(noise_std)
-        self.back_projection = self.operator.A_adjoint(y)
-        check_adjoint(self.operator, self.back_projection, y)
+        self.operator = as_operator(operator, y_shape=y.shape[1:])
+        self.whitening = _whitening(noise_std, y)
+        self.y = _measured(y, self.operator, self.whitening)
+        self.noise_std = noise_std
+        self.tolerance = tolerance
+        self.back_projection = self.operator.A_adjoint(self.y)
+        check_adjoint(self.operator, self.back_projection, self.y)
+        if not isinstance(self.whitening, Weights):
+            check_adjoint(self.whitening, self.y, self.whitening.A(self.y), "the whitening operator")
+        self._whitened = Product(self.whitening, self.operator)
+        self._told = False
 
     @cached_property
-    def norm(self) -> float:
-        """|A|, the largest singular value, by power iteration on A'A (an estimate from below)."""
-        squared = largest_eigenvalue(
-            lambda x: self.operator.A_adjoint(self.operator.A(x)), self.back_projection
-        )
+    def whitened_norm(self) -> float:
+        """|W A|, the largest singular value, by power iteration: an estimate from below.
+
+        For white noise it is |A| / noise_std.
+        """
+        squared = largest_eigenvalue(self._normal, self.back_projection)
         return math.sqrt(squared.max().item())
 
-    def variance(self, sigma: float | Tensor) -> Tensor:
-        """noise_std^2 + sigma^2 |A|^2, of y given x_sigma: () or (B, 1, 1, 1)."""
-        sigma = torch.as_tensor(sigma, dtype=self.y.real.dtype, device=self.y.device)
-        variance = self.noise_std**2 + (sigma * self.norm) ** 2
-        return variance if variance.ndim == 0 else expand(variance)
-
     def score(self, x: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
-        """A'(y - A x) / variance(sigma): (B, C, H, W) -> (B, C, H, W)."""
-        gradient = self.operator.A_adjoint(self.y - self.operator.A(x))
-        return gradient / self.variance(sigma)
+        """A' (C + sigma^2 A A')^-1 (y - A x): (B, C, H, W) -> (B, C, H, W)."""
+        return self._whitened.A_adjoint(self._weighted(self._residual(x), sigma))
 
     def log_prob(self, x: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
-        """-|A x - y|^2 / (2 variance(sigma)): (B, C, H, W) -> (B,)."""
-        residual = self.y - self.operator.A(x)
-        return -0.5 * dot(residual, residual) / self.variance(sigma).flatten()
+        """-(y - A x)' (C + sigma^2 A A')^-1 (y - A x) / 2: (B, C, H, W) -> (B,).
+
+        Up to a constant that depends on sigma.
+        """
+        residual = self._residual(x)
+        return -0.5 * dot(residual, self._weighted(residual, sigma))
 
     def curvature_bound(self, sigma: float) -> float:
-        """|A|^2 / variance(sigma)."""
-        return self.norm**2 / self.variance(sigma).item()
+        """|W A|^2 / (1 + sigma^2 |W A|^2), the largest eigenvalue of A' (C + sigma^2 A A')^-1 A."""
+        squared = self.whitened_norm**2
+        return squared / (1 + sigma**2 * squared)
 
-    def proximal(self, z: Tensor, precision: float, noise: Tensor | None = None) -> Tensor:
+    def proximal(
+        self,
+        z: Tensor,
+        precision: float,
+        *,
+        start: Tensor | None = None,
+        tolerance: float | None = None,
+    ) -> Tensor:
         """The mode of p(y | x) N(x; z, I / precision): (B, C, H, W) -> (B, C, H, W).
 
-            (A'A / noise_std^2 + precision I) x = A'y / noise_std^2 + precision z + noise
+            (A' C^-1 A + precision I) x = A' C^-1 y + precision z
 
-        by conjugate gradients; one step where A'A is a multiple of the identity, two for a mask. With
-        ``noise`` of the covariance of the left-hand side, x is a sample instead of the mode.
+        by conjugate gradients from ``start`` (default z): one step where A' C^-1 A is a multiple of the
+        identity, two for a mask. They stop when what is left of the gradient at the start is
+        ``tolerance`` of it (default: that of the likelihood).
         """
-        right = self.back_projection / self.noise_std**2 + precision * z
-        right = right if noise is None else right + noise
-
-        def left(x: Tensor) -> Tensor:
-            return self.operator.A_adjoint(self.operator.A(x)) / self.noise_std**2 + precision * x
-
-        return conjugate_gradients(left, right, z)
+        start = z if start is None else start
+        return self._mode(z, precision, start, self.tolerance if tolerance is None else tolerance)
 
     def proximal_sample(self, z: Tensor, precision: float, generator: torch.Generator) -> Tensor:
         """A sample of p(y | x) N(x; z, I / precision): (B, C, H, W) -> (B, C, H, W).
 
         Perturbation and optimisation: Papandreou and Yuille, NeurIPS 2010, equation 4.
         """
-        of_data = standard_normal(self.operator.A(z), generator) / self.noise_std
-        noise = self.operator.A_adjoint(of_data) + math.sqrt(precision) * standard_normal(z, generator)
-        return self.proximal(z, precision, noise)
+        of_data = self._whitened.A_adjoint(standard_normal(self._residual(z), generator))
+        noise = of_data + math.sqrt(precision) * standard_normal(z, generator)
+        return self._mode(z, precision, z, self.tolerance, noise)
+
+    def _residual(self, x: Tensor) -> Tensor:
+        """W (y - A x)."""
+        return self.whitening.A(self.y - self.operator.A(x))
+
+    def _normal(self, x: Tensor) -> Tensor:
+        """A' C^-1 A x."""
+        return self._whitened.A_adjoint(self._whitened.A(x))
+
+    def _weighted(self, residual: Tensor, sigma: float | Tensor) -> Tensor:
+        """(I + sigma^2 B B')^-1 of a whitened residual."""
+        if not isinstance(sigma, Tensor) and sigma == 0:
+            return residual
+        variance = torch.as_tensor(sigma, dtype=residual.real.dtype, device=residual.device) ** 2
+        variance = expand(variance, residual.ndim) if variance.ndim else variance
+
+        def covariance(v: Tensor) -> Tensor:
+            return v + variance * self._whitened.A(self._whitened.A_adjoint(v))
+
+        return self._reached(conjugate_gradients(covariance, residual, tolerance=self.tolerance))
+
+    def _mode(
+        self,
+        z: Tensor,
+        precision: float,
+        start: Tensor,
+        tolerance: float,
+        noise: Tensor | float = 0.0,
+    ) -> Tensor:
+        """The solution of (B' B + precision) x = B' W y + precision z + noise."""
+        gradient = self._whitened.A_adjoint(self._residual(start)) + precision * (z - start) + noise
+        solved = conjugate_gradients(
+            lambda x: self._normal(x) + precision * x, gradient, tolerance=tolerance
+        )
+        return start + self._reached(solved)
+
+    def _reached(self, solved: Solved) -> Tensor:
+        """The solution, with a warning if it is not one."""
+        if not (solved.converged or self._told):
+            self._told = True
+            warnings.warn(
+                f"a linear system of the data did not converge in {solved.steps} steps of conjugate "
+                f"gradients: {solved.residual.max().item():.2g} of the residual is left. The operator "
+                "is too badly conditioned for this noise level; give a larger noise_std, a smaller "
+                "sigma or a larger tolerance.",
+                stacklevel=4,
+            )
+        return solved.x
+
+
+def _whitening(noise_std: Any, y: Tensor) -> Operator:
+    """W from what was given as noise_std."""
+    if hasattr(noise_std, "A") and hasattr(noise_std, "A_adjoint"):
+        return cast(Operator, noise_std)
+    real = isinstance(noise_std, Tensor) and noise_std.is_floating_point()
+    if isinstance(noise_std, Tensor) and real and noise_std.ndim:
+        levels = noise_std.to(y.real)
+        if not bool((levels > 0).all() and levels.isfinite().any()):
+            raise InputError(
+                "noise_std has values that are not positive, or all are infinite; give the noise level "
+                "of each measurement in the unit of y, and infinity for those to be left out."
+            )
+        if not broadcasts(levels, y):
+            raise InputError(
+                f"noise_std has shape {tuple(levels.shape)} and y {tuple(y.shape)}; expected one noise "
+                "level, or one for each measurement."
+            )
+        return Weights(1 / levels)
+    if not (real or isinstance(noise_std, int | float | np.number)):
+        raise InputError(
+            f"noise_std is of type {type(noise_std).__name__}; expected a number, a tensor of real "
+            "numbers, or a whitening operator with A and A_adjoint."
+        )
+    if not 0 < noise_std < math.inf:
+        raise InputError(
+            f"noise_std is {noise_std}; expected a positive number in the unit of y. For data without "
+            "noise use a small one, such as a thousandth of the largest value."
+        )
+    return Weights(1 / float(noise_std))
+
+
+def _measured(y: Tensor, operator: Operator, whitening: Operator) -> Tensor:
+    """y with zeros where nothing is measured: what stood there would only cost digits."""
+    if isinstance(operator, Mask):
+        y = operator.A(y)
+    if isinstance(whitening, Weights) and isinstance(whitening.weights, Tensor):
+        y = torch.where(whitening.weights > 0, y, 0)
+    if not bool(y.isfinite().all()):
+        raise InputError(
+            "y has values that are NaN or infinite; leave these measurements out: give them an "
+            "infinite noise level (noise_std=torch.where(y.isfinite(), noise_std, torch.inf))."
+        )
+    return y
