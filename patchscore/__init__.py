@@ -14,8 +14,10 @@ from patchscore.learning.history import History
 from patchscore.learning.mixture import fit_mixture
 from patchscore.learning.weight import fit_score_weight
 from patchscore.measurements.adapters import as_operator
+from patchscore.measurements.blur import Blur
+from patchscore.measurements.downsample import Downsample
 from patchscore.measurements.likelihoods import GaussianLikelihood
-from patchscore.measurements.operators import Identity, Mask
+from patchscore.measurements.operators import Identity, Mask, Product
 from patchscore.priors.cliques import Clique, Potential
 from patchscore.priors.deepinv import as_deepinv
 from patchscore.priors.empirical import EmpiricalPatches
@@ -33,10 +35,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Adapted",
+    "Blur",
     "Channelwise",
     "Clique",
     "ComplexPrior",
     "ConvEnergy",
+    "Downsample",
     "EmpiricalPatches",
     "GaussianCliques",
     "GaussianLikelihood",
@@ -51,6 +55,7 @@ __all__ = [
     "PatchPrior",
     "Posterior",
     "Potential",
+    "Product",
     "Report",
     "StudentT",
     "Surprise",

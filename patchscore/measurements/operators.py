@@ -86,7 +86,7 @@ class Weights:
 
 
 class Product:
-    """A = left right."""
+    """A = left right: the right one happens to the image first."""
 
     def __init__(self, left: Operator, right: Operator) -> None:
         self.left = left
