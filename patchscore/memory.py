@@ -1,12 +1,16 @@
-"""How much memory is free."""
+"""How much memory is free, and errors in words where it is too little."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+from patchscore.errors import InputError
 
 MEMINFO = Path("/proc/meminfo")
 
@@ -28,3 +32,24 @@ def free_bytes(device: torch.device | str = "cpu") -> int | None:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return None
+
+
+def check_memory(needed: float, what: object) -> None:
+    """Raise :class:`InputError` if so many bytes are more than what is free."""
+    free = free_bytes()
+    if free is not None and needed > free:
+        raise InputError(
+            f"{what} needs {needed / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB are free; make it "
+            "smaller, or use a machine with more memory."
+        )
+
+
+@contextmanager
+def enough_memory(what: object) -> Iterator[None]:
+    """Raise :class:`InputError` where memory ends."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        raise InputError(f"there is not enough memory for {what}; make it smaller.") from error

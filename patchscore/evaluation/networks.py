@@ -35,9 +35,9 @@ from patchscore.errors import InputError
 from patchscore.images import ImageSource, training_images
 from patchscore.linear_algebra import expand
 from patchscore.priors.patches import Boundary
-from patchscore.priors.registry import described, reading, rebuilt, register
+from patchscore.priors.registry import described, rebuilt, register
 from patchscore.priors.trainable import ScoreNetwork, Trainable, TrainedOn, check_images
-from patchscore.storage import load_tensors, save_tensors
+from patchscore.storage import load_tensors, reading, save_tensors
 
 KIND = "patchscore whole-image prior"
 FREQUENCIES = 4

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +17,10 @@ from torch import Tensor, nn
 
 from patchscore.errors import InputError
 from patchscore.priors.trainable import ScoreNetwork, TrainedOn
-from patchscore.storage import load_tensors, save_tensors
+from patchscore.storage import load_tensors, reading, save_tensors
 
 KIND = "patchscore training checkpoint"
+MOST_STEPS = 10**8  # four months at ten in a second
 
 
 class TrainingState:
@@ -33,10 +39,12 @@ class TrainingState:
         self.network = network
         self.generator = generator
         self.settings = settings
+        self._new_optimizer = optimizer
         self.optimizer = optimizer(network.parameters())
         self.average = {name: p.detach().clone() for name, p in network.named_parameters()}
         self.loss = torch.zeros(0, device=network.device)
         self.step = 0
+        self._generator_state = generator.get_state()  # after the last step, not in the middle of one
         self._seconds_before = 0.0
         self._started = time.monotonic()
 
@@ -51,20 +59,23 @@ class TrainingState:
         return self._seconds_before + time.monotonic() - self._started
 
     def plan(self, total_steps: int) -> None:
-        """Set the number of steps."""
-        self.loss = self.loss.new_zeros(total_steps)
+        """Set the number of steps; :class:`InputError` if nobody can wait for that."""
+        if not 0 < total_steps <= MOST_STEPS:
+            raise InputError(f"{total_steps:g} steps; a training has 1 to {MOST_STEPS:,} of them.")
+        self.loss = self.loss.new_zeros(int(total_steps))
 
     def update(self, loss: Tensor, learning_rate: float, decay: float) -> None:
         """One step of the optimiser, then of the moving average."""
         self.optimizer.param_groups[0]["lr"] = learning_rate
         self.optimizer.zero_grad()
         loss.backward()
-        self.optimizer.step()
-        with torch.no_grad():
+        with uninterrupted(), torch.no_grad():
+            self.optimizer.step()
             for name, parameter in self.network.named_parameters():
                 self.average[name].lerp_(parameter, 1 - decay)
-        self.loss[self.step] = loss.detach()
-        self.step += 1
+            self.loss[self.step] = loss.detach()
+            self.step += 1
+            self._generator_state = self.generator.get_state()
 
     def keep_average(self, trained_on: TrainedOn) -> None:
         """Give the network the averaged weights."""
@@ -72,24 +83,14 @@ class TrainingState:
         self.network.trained_on = trained_on
 
     def write(self, path: Path) -> None:
-        """Save the state; an existing file is replaced only by a complete one."""
-        tensors = {
-            "loss": self.loss[: self.step],
-            "generator": self.generator.get_state(),
-            **{f"average/{name}": t for name, t in self.average.items()},
-            **{f"weights/{name}": t for name, t in self.network.named_parameters()},
-        }
-        for (name, _), moments in zip(
-            self.network.named_parameters(), self.optimizer.state_dict()["state"].values(), strict=True
-        ):
-            tensors |= {f"optimizer/{name}/{key}": value for key, value in moments.items()}
+        """Save the state after the last whole step, whole or not at all."""
         progress = {
             "step": self.step,
             "total_steps": self.total_steps,
             "seconds": self.seconds,
             "settings": self.settings,
         }
-        save_tensors(path, tensors, progress, kind=KIND)
+        save_tensors(path, self._tensors(), progress, kind=KIND)
 
     def read(self, path: Path) -> None:
         """Continue from a saved state.
@@ -100,27 +101,80 @@ class TrainingState:
             If the file is damaged, or belongs to a run with other settings, which are then named.
         """
         tensors, progress = load_tensors(path, kind=KIND)
+        with reading(path):
+            self._check(tensors, progress)
+            self.plan(progress["total_steps"])
+            self.step = progress["step"]
+            self._seconds_before = float(progress["seconds"])
+            self.loss[: self.step] = tensors["loss"]
+            self.generator.set_state(tensors["generator"])
+            self._generator_state = tensors["generator"]
+            moments = {}
+            with torch.no_grad():
+                for number, (name, parameter) in enumerate(self.network.named_parameters()):
+                    parameter.copy_(tensors[f"weights/{name}"])
+                    self.average[name].copy_(tensors[f"average/{name}"])
+                    prefix = f"optimizer/{name}/"
+                    of_this = [key for key in tensors if key.startswith(prefix)]
+                    moments[number] = {key.removeprefix(prefix): tensors[key] for key in of_this}
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """All that a checkpoint holds, by name."""
+        tensors = {
+            "loss": self.loss[: self.step],
+            "generator": self._generator_state,
+            **{f"average/{name}": t for name, t in self.average.items()},
+            **{f"weights/{name}": t for name, t in self.network.named_parameters()},
+        }
+        moments = self.optimizer.state_dict()["state"]
+        for number, (name, _) in enumerate(self.network.named_parameters()):
+            tensors |= {f"optimizer/{name}/{key}": t for key, t in moments.get(number, {}).items()}
+        return tensors
+
+    def _check(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
+        """An error if the file is of another run, or holds other tensors than the run does there."""
         old, new = progress["settings"], self.settings
         different = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
         if different:
             changes = ", ".join(f"{k} {old.get(k)} -> {new.get(k)}" for k in different)
             raise InputError(
-                f"{path} is the checkpoint of another run ({changes}); continue with its settings, or "
+                f"it is the checkpoint of another run ({changes}); continue with its settings, or "
                 "choose another file for this run."
             )
-        self.plan(progress["total_steps"])
-        self.step = progress["step"]
-        self._seconds_before = progress["seconds"]
-        self.loss[: self.step] = tensors["loss"]
-        self.generator.set_state(tensors["generator"])
-        moments = {}
-        with torch.no_grad():
-            for number, (name, parameter) in enumerate(self.network.named_parameters()):
-                parameter.copy_(tensors[f"weights/{name}"])
-                self.average[name].copy_(tensors[f"average/{name}"])
-                prefix = f"optimizer/{name}/"
-                moments[number] = {
-                    key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)
-                }
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        step = progress["step"]
+        if not (0 <= step <= progress["total_steps"] and 0 <= progress["seconds"] < math.inf):
+            raise InputError("its steps or seconds are none that a run has; begin the run again.")
+        twin = TrainingState(
+            copy.deepcopy(self.network), self.generator.clone_state(), {}, self._new_optimizer
+        )
+        if step > 0:  # the optimiser has its tensors from the first step on
+            twin.plan(step)
+            twin.update(torch.stack([0 * p.sum() for p in twin.network.parameters()]).sum(), 0.0, 1.0)
+            twin.step = step
+        expected = {name: (t.dtype, t.shape) for name, t in twin._tensors().items()}
+        given = {name: (t.dtype, t.shape) for name, t in tensors.items()}
+        if other := sorted(n for n in expected.keys() | given if expected.get(n) != given.get(n)):
+            raise InputError(f"its tensor {other[0]!r} is not that of this run; begin the run again.")
+        if wrong := [name for name, t in tensors.items() if not bool(t.isfinite().all())]:
+            raise InputError(f"its tensor {wrong[0]!r} is not finite; begin the run again.")
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C in here takes effect at the end."""
+    came: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if threading.current_thread() is not threading.main_thread():
+        handlers = {}  # signals do not arrive here
+    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in handlers:
+        signal.signal(number, lambda which, _: came.append(which))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])

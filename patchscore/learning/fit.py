@@ -28,12 +28,12 @@ from tqdm import tqdm
 from patchscore.checks import check_choice, check_counts, check_positive, noise_level_range
 from patchscore.errors import InputError
 from patchscore.images import ImageSource, random_crop, training_images
-from patchscore.learning.checkpoint import TrainingState
+from patchscore.learning.checkpoint import MOST_STEPS, TrainingState, uninterrupted
 from patchscore.learning.history import History
 from patchscore.learning.matching import denoising_score_matching
 from patchscore.learning.soap import SOAP
 from patchscore.priors.patches import Boundary
-from patchscore.priors.trainable import Trainable
+from patchscore.priors.trainable import Trainable, TrainedOn
 from patchscore.randomness import seeded
 from patchscore.storage import check_destination
 
@@ -115,16 +115,17 @@ def fit(
     generator
         All randomness of the run; on the CPU. Seed 0 by default.
     checkpoint
-        A file to save the state to every ``checkpoint_every`` steps. If it exists, the run continues
-        from it and ends with the same weights, to the last bit, as an uninterrupted run.
+        A file to save the state to every ``checkpoint_every`` steps, at the end, and when the run is
+        interrupted from the keyboard. If it exists, the run continues from it and ends with the same
+        weights, to the last bit, as an uninterrupted run.
     progress
         Whether a progress bar is shown.
 
     Returns
     -------
     History
-        The loss of every step, to plot. The prior holds the averaged weights (also after an interrupt
-        from the keyboard), and its card the settings of the run.
+        The loss of every step, to plot. The prior holds the averaged weights, and its card the settings
+        of the run and the steps made, also after an interrupt from the keyboard.
 
     Raises
     ------
@@ -162,6 +163,7 @@ def fit(
         "objective": _name(objective),
         "optimizer": optimizer,
         "mixed_precision": mixed_precision,
+        "seed": generator.initial_seed(),
         **({"steps": int(steps)} if steps is not None else {"minutes": float(minutes or 0)}),
     }
 
@@ -177,30 +179,24 @@ def fit(
     network.requires_grad_()
     view = prior.with_boundary(boundary)
     state = TrainingState(network, generator, run, OPTIMIZERS[optimizer])
-    if path is not None and path.exists():
-        state.read(path)
-    else:
-        timed = 60 * (minutes or 0), view, next_loss, generator, OPTIMIZERS[optimizer]
-        state.plan(int(steps or _steps_in(*timed)))
-    rates = _half_cosine(learning_rate, state.total_steps, warmup)
     try:
+        if path is not None and path.exists():
+            with uninterrupted():
+                state.read(path)
+        else:
+            timed = 60 * (minutes or 0), view, next_loss, generator, OPTIMIZERS[optimizer]
+            state.plan(steps or _steps_in(*timed))
+        rates = _half_cosine(learning_rate, state.total_steps, warmup)
         with tqdm(total=state.total_steps, initial=state.step, disable=not progress) as bar:
             losses = partial(next_loss, view, generator)
             _descend(state, losses, rates, average, path, checkpoint_every, bar)
-    except InputError:
+    except Exception:
         network.load_state_dict(before)
         raise
     except KeyboardInterrupt:
-        state.keep_average(trained_on)
+        _finish(prior, state, trained_on, path)
         raise
-    if path is not None:
-        state.write(path)
-    state.keep_average(trained_on)
-    # The expectation of ps.surprise holds for the old weights only.
-    prior.card = {name: entry for name, entry in prior.card.items() if name != "surprise"} | {
-        "training": {**run, "steps": state.total_steps, "seconds": round(state.seconds)},
-        "trained": date.today().isoformat(),
-    }
+    _finish(prior, state, trained_on, path)
     return History(state.loss.cpu().numpy(), rates, state.seconds)
 
 
@@ -229,6 +225,21 @@ def _descend(
                 )
         if path is not None and due:
             state.write(path)
+
+
+def _finish(prior: Prior, state: TrainingState, trained_on: TrainedOn, path: Path | None) -> None:
+    """Save the state, and give the prior what its steps have made and a card that says so."""
+    try:
+        if path is not None and state.total_steps:
+            state.write(path)
+    finally:
+        if state.step > 0:
+            state.keep_average(trained_on)
+            # The expectation of ps.surprise holds for the old weights only.
+            prior.card = {name: entry for name, entry in prior.card.items() if name != "surprise"} | {
+                "training": {**state.settings, "steps": state.step, "seconds": round(state.seconds)},
+                "trained": date.today().isoformat(),
+            }
 
 
 def _check_schedule(steps: int | None, minutes: float | None, warmup: int, average: float) -> None:
@@ -276,4 +287,4 @@ def _steps_in(
         state.update(next_loss(copied, generator), learning_rate=0.0, decay=0.9)
         state.loss[state.step - 1].item()  # waits for the device
         times.append(time.perf_counter() - start)
-    return max(1, round(seconds / sorted(times)[len(times) // 2]))
+    return max(1, round(min(seconds / sorted(times)[len(times) // 2], MOST_STEPS + 1)))

@@ -95,10 +95,10 @@ def patch_pixels(patch_shape: Sequence[int], channels: int) -> tuple[tuple[int, 
 
 
 def check_tensor(name: str, values: Tensor, shape: tuple[int, ...]) -> None:
-    """An error unless the values are real and finite, and of this shape."""
+    """An error unless the values are real and finite, and of this shape; on meta it has no values."""
     if tuple(values.shape) != shape:
         raise InputError(f"the {name} has shape {tuple(values.shape)}; expected {shape}.")
-    if not values.is_floating_point() or not bool(values.isfinite().all()):
+    if not values.is_floating_point() or not (values.is_meta or bool(values.isfinite().all())):
         raise InputError(f"the {name} has to hold finite floating-point numbers; it is {values.dtype}.")
 
 

@@ -74,7 +74,7 @@ class StudentT(Potential):
         weights = filters.new_ones(shape[0]) if weights is None else weights
         check_tensor("filters", filters, shape)
         check_tensor("weights", weights, shape[:1])
-        if weights.min() <= 0:
+        if not weights.is_meta and weights.min() <= 0:
             raise InputError(
                 f"the smallest weight is {weights.min():g}; every expert needs a positive one, else its "
                 "density grows with the response of its filter."

@@ -272,8 +272,9 @@ def eigendecomposition(covariance: Tensor, floor: float | None = None) -> tuple[
     """
     asymmetry = (covariance - covariance.mT).abs().max()
     values, vectors = torch.linalg.eigh(covariance.double())
-    tolerance = _rounding(covariance)
-    if floor is None and (asymmetry > tolerance or values.min() < -tolerance):
+    tolerance = 0 if covariance.is_meta else _rounding(covariance)
+    checked = floor is None and not covariance.is_meta
+    if checked and (asymmetry > tolerance or values.min() < -tolerance):
         raise InputError(
             f"a covariance is symmetric with eigenvalues of at least zero; here entries differ from "
             f"their mirror images by up to {asymmetry.max():g}, and the smallest eigenvalue is "

@@ -92,7 +92,8 @@ class GaussianMixture(Potential):
         check_tensor("covariances", covariances, (components, n, n))
         check_tensor("weights", weights, (components,))
         check_tensor("means", means, (components, n))
-        if weights.min() <= 0 or abs(weights.double().sum() - 1) > 1e-5:
+        off = not weights.is_meta and (weights.min() <= 0 or abs(weights.double().sum() - 1) > 1e-5)
+        if off:
             raise InputError(
                 f"the weights have sum {weights.sum():g} and smallest value {weights.min():g}; expected "
                 "positive weights with sum one: drop the empty components and divide by the sum."

@@ -10,6 +10,7 @@ References: Roth and Black, IJCV 82 (2009); Efron, JASA 106 (2011), equation 1.4
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -19,16 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from patchscore.checks import check_choice
+from patchscore.checks import check_choice, noise_level_range
 from patchscore.errors import InputError
 from patchscore.linear_algebra import expand
 from patchscore.priors.assembly import ASSEMBLIES, Assembly, Field, assembly_for
 from patchscore.priors.cliques import Clique, Potential
 from patchscore.priors.engines.layers import Precision
 from patchscore.priors.patches import Boundary
-from patchscore.priors.registry import described, reading, rebuilt
+from patchscore.priors.registry import described, rebuilt
 from patchscore.priors.trainable import Trainable, TrainedOn, check_images
-from patchscore.storage import load_tensors, save_tensors
+from patchscore.storage import load_tensors, reading, save_tensors
 
 KIND = "patchscore prior"
 
@@ -83,6 +84,11 @@ class PatchPrior(Trainable):
         self.overlaps = cast(Sequence[Potential], nn.ModuleList(self.rule.overlaps(network)))
         self.boundary = boundary
         self.score_weight = dict(sorted(score_weight.items())) if score_weight else {}
+        for level, alpha in self.score_weight.items():
+            if not (0 < level < math.inf and math.isfinite(alpha)):
+                raise InputError(
+                    f"score_weight is {self.score_weight}; expected finite factors at positive levels."
+                )
         self.precision = precision
         self.card = dict(card or {})
 
@@ -202,6 +208,7 @@ class PatchPrior(Trainable):
             network = cast(Clique, rebuilt(settings["network"], tensors))
             network.trained_on = settings["trained_on"]
             rule = ASSEMBLIES[settings["assembly"]]
+            noise_level_range(settings["card"].get("training", {}).get("sigmas", (1, 1)))
             return cls(
                 network,
                 assembly=rule(**{field.name: tuple(settings[field.name]) for field in fields(rule)}),

@@ -9,17 +9,18 @@ can be mistaken for each other. Loading a file never imports anything: a file of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from patchscore.errors import InputError
 from patchscore.priors.trainable import ScoreNetwork
 
 LIBRARY = "patchscore."
+MOST_FOR_ITS_SIZE = 1000  # what a size in the settings may be, plus 8 for each number in the file
 Network = TypeVar("Network", bound=ScoreNetwork)
 _classes: dict[str, type[ScoreNetwork]] = {}
 
@@ -83,22 +84,49 @@ def rebuilt(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Sc
             else f"the file holds a {name}; this version of patchscore knows {known}. A newer version "
             "may be needed."
         )
+    for key, values in tensors.items():
+        if not bool(values.isfinite().all()):
+            raise InputError(f"the weights {key!r} hold NaN or infinite numbers; train the prior again.")
+    most = MOST_FOR_ITS_SIZE + 8 * sum(values.numel() for values in tensors.values())
+    if any(number > most for number in _whole_numbers(settings)):
+        raise InputError(f"the settings {settings} make a network of more numbers than the file holds.")
+    build = partial(_classes[name].from_settings, settings)
+    _check_shapes(build, tensors)
     dtype = next(t.dtype for t in tensors.values() if t.is_floating_point())
-    network = _classes[name].from_settings(settings).to(dtype)
+    network = build().to(dtype)
     network.load_state_dict(dict(tensors))
     return network.eval()
 
 
-@contextmanager
-def reading(path: str | Path) -> Iterator[None]:
-    """Raise an :class:`InputError` where settings and weights do not fit together."""
+def _check_shapes(build: Callable[[], ScoreNetwork], tensors: Mapping[str, Tensor]) -> None:
+    """An error if the network has other tensors; found without memory for them, of any size."""
     try:
-        yield
-    except (KeyError, TypeError, RuntimeError) as error:
+        with torch.device("meta"):
+            expected = {key: _form(t) for key, t in build().state_dict().items()}
+    except (NotImplementedError, RuntimeError) as error:
+        if "meta" in str(error):  # a class that reads its numbers while it is built
+            return
+        raise
+    given = {key: _form(t) for key, t in tensors.items()}
+    if different := sorted(k for k in expected.keys() | given if expected.get(k) != given.get(k)):
+        key = different[0]
         raise InputError(
-            f"the settings and the weights in {path} do not fit together ({error}); it was not "
-            "written by this version of patchscore."
-        ) from error
+            f"the settings and the weights do not fit together: the file has {key!r} as "
+            f"{given.get(key, 'nothing')}, and the settings make it {expected.get(key, 'nothing')}."
+        )
+
+
+def _form(values: Tensor) -> tuple[str | int, ...]:
+    return ("floats" if values.is_floating_point() else str(values.dtype), *values.shape)
+
+
+def _whole_numbers(settings: Any) -> Iterator[int]:
+    """Those in settings, at any depth."""
+    if isinstance(settings, int):
+        yield settings
+    elif isinstance(settings, list | dict):
+        for entry in settings.values() if isinstance(settings, dict) else settings:
+            yield from _whole_numbers(entry)
 
 
 def _name(network_class: type[ScoreNetwork]) -> str:

@@ -37,7 +37,9 @@ class Symmetry(nn.Module):
         sides = set(sides)
         if sides == {1}:
             flips = turns = False
-        pi = _permutations(2, flips=flips, turns=turns)  # on four pixels no two elements look the same
+        cpu = torch.device("cpu")  # read here, also where the rest is built on meta
+        # On four pixels no two elements look the same.
+        pi = _permutations(2, flips=flips, turns=turns, device=cpu)
         number = {tuple(permutation): g for g, permutation in enumerate(pi.tolist())}
         inverses = pi.argsort(1)
         quotient = [[number[tuple(inverse[p].tolist())] for p in pi] for inverse in inverses]
@@ -70,9 +72,9 @@ class Symmetry(nn.Module):
         return weight.repeat_interleave(self.order)
 
 
-def _permutations(side: int, *, flips: bool, turns: bool) -> Tensor:
+def _permutations(side: int, *, flips: bool, turns: bool, device: torch.device | None = None) -> Tensor:
     """pi_g(p) for all elements; the order in which files of weights count on them."""
-    square = torch.arange(side**2).view(side, side)
+    square = torch.arange(side**2, device=device).view(side, side)
     mirrors: list[tuple[int, ...]] = [(), (0,), (1,), (0, 1)] if flips else [()]
     angles = range(2 if flips else 4) if turns else range(1)  # flipping both axes is a half turn
     elements = [torch.rot90(square, k).flip(mirror) for k in angles for mirror in mirrors]
