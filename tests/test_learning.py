@@ -3,6 +3,8 @@
 import itertools
 import math
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ from PIL import Image
 
 import patchscore
 from patchscore.errors import InputError
+from patchscore.learning import soap
 from patchscore.learning.checkpoint import KIND
 from patchscore.learning.fit import fit
 from patchscore.learning.history import History
@@ -25,7 +28,7 @@ from patchscore.priors.cliques import Clique
 from patchscore.priors.energy import PatchEnergy
 from patchscore.priors.experts import StudentT, TotalVariation
 from patchscore.priors.prior import PatchPrior
-from patchscore.storage import load_tensors
+from patchscore.storage import load_tensors, save_tensors
 
 SIGMAS = (0.2, 0.8)
 
@@ -441,9 +444,9 @@ def objective(prior, clean, sigma, *, generator):
 torch.set_num_threads(1)
 torch.manual_seed(int(seed))
 prior = PatchPrior(ConvEnergy((5, 3, 3), (1, 2, 3), 1, 64))  # rounding differs with alignment
-images = np.random.default_rng(0).normal(size=(3, 40, 44)).cumsum(1)
+images = np.random.default_rng(0).normal(size=(3, 44, 48)).cumsum(1)
 history = fit(
-    prior, images, sigmas=(0.2, 0.8), crop=32, boundary="symmetric", batch_size=2, steps=40,
+    prior, images, sigmas=(0.2, 0.8), crop=40, boundary="symmetric", batch_size=2, steps=40,
     learning_rate=0.01, average=0.9, optimizer=optimizer, objective=objective, checkpoint=checkpoint,
     checkpoint_every=4, progress=False,
 )
@@ -566,6 +569,7 @@ def test_checkpoint_of_a_run_in_minutes_keeps_its_steps(images, tmp_path):
         ({"batch_size": 5}, r"\(batch_size 4 -> 5\)"),
         ({"average": 0.5}, r"\(average 0.999 -> 0.5\)"),
         ({"crop": 11, "batch_size": 5}, r"\(batch_size 4 -> 5, crop 9 -> 11\)"),
+        ({"seed": 1}, r"another run \(seed 0 -> 1\)"),
     ],
 )
 def test_checkpoint_of_another_run_is_refused(change, message, images, tmp_path):
@@ -618,6 +622,116 @@ def test_damaged_checkpoint_is_refused(images, tmp_path):
             train(prior, images, steps=4, checkpoint=path)
         assert same(weights_of(prior), before)
         assert path.read_bytes() == damaged
+
+
+ALTERED = {
+    "no settings": lambda tensors, progress: progress.pop("settings"),
+    "settings of another type": lambda tensors, progress: progress.update(settings=3),
+    "no step": lambda tensors, progress: progress.pop("step"),
+    "a step below zero": lambda tensors, progress: progress.update(step=-1),
+    "a step after the last": lambda tensors, progress: progress.update(step=9),
+    "half a step": lambda tensors, progress: progress.update(step=1.5),
+    "a step in words": lambda tensors, progress: progress.update(step="three"),
+    "steps for ever": lambda tensors, progress: progress.update(total_steps=10**14),
+    "no steps": lambda tensors, progress: progress.update(total_steps=None),
+    "no time": lambda tensors, progress: progress.update(seconds=math.nan),
+    "no loss": lambda tensors, progress: tensors.pop("loss"),
+    "one loss": lambda tensors, progress: tensors.update(loss=torch.ones(1).double()),
+    "no generator": lambda tensors, progress: tensors.pop("generator"),
+    "a short generator": lambda tensors, progress: tensors.update(generator=tensors["generator"][:9]),
+    "an empty generator": lambda tensors, progress: tensors.update(generator=0 * tensors["generator"]),
+    "no weights": lambda tensors, progress: tensors.pop("weights/lift"),
+    "one weight": lambda tensors, progress: tensors.update({"weights/lift": torch.ones(1).double()}),
+    "other weights": lambda tensors, progress: tensors.update({"weights/drop": torch.ones(2)}),
+    "no moment": lambda tensors, progress: tensors.pop("optimizer/lift/exp_avg"),
+    "a short moment": lambda tensors, progress: tensors.update(
+        {"optimizer/lift/exp_avg": torch.ones(1).double()}
+    ),
+    "whole moments": lambda tensors, progress: tensors.update(
+        {"optimizer/lift/exp_avg": tensors["optimizer/lift/exp_avg"].int()}
+    ),
+    "NaN": lambda tensors, progress: tensors["average/lift"].fill_(math.nan),
+}
+
+
+@pytest.mark.parametrize("case", ALTERED)
+def test_altered_checkpoint_is_refused_and_leaves_the_prior(case, images, tmp_path):
+    """Whole and with its right checksum, but of settings and tensors that no run has."""
+    path = tmp_path / "run.safetensors"
+    train(tiny_prior(), images, steps=4, checkpoint=path)
+    tensors, progress = load_tensors(path, kind=KIND)
+    ALTERED[case](tensors, progress)
+    save_tensors(path, tensors, progress, kind=KIND)
+    prior = tiny_prior(seed=1)
+    before = weights_of(prior)
+    with pytest.raises(InputError, match=re.escape(str(path))):
+        train(prior, images, steps=4, checkpoint=path)
+    assert same(weights_of(prior), before)
+    assert prior.card == {}
+
+
+def test_ctrl_c_in_the_middle_of_a_step_costs_nothing(images, tmp_path):
+    """The signal comes while the optimiser changes weights; the step is finished and saved."""
+    path = tmp_path / "run.safetensors"
+    options = {"steps": 20, "optimizer": "soap", "checkpoint": path}
+    straight = tiny_prior()
+    train(straight, images, **(options | {"checkpoint": None}))
+
+    prior, changed = tiny_prior(), []
+
+    def press(weight):
+        changed.append(weight)
+        if len(changed) == 40:
+            signal.raise_signal(signal.SIGINT)
+        return weight
+
+    with pytest.MonkeyPatch.context() as patch:
+        turned = soap._turned
+        patch.setattr(soap, "_turned", lambda values, bases: press(turned(values, bases)))
+        with pytest.raises(KeyboardInterrupt):
+            train(prior, images, **options)
+    step = load_tensors(path, kind=KIND)[1]["step"]
+    assert len(changed) > 40
+    assert prior.card["training"]["steps"] == step > 0
+    assert prior.network.trained_on == "crops"
+    train(prior, images, **options)
+    assert same(weights_of(prior), weights_of(straight))
+    assert prior.card["training"]["steps"] == 20
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_before_the_first_step_changes_nothing(images, tmp_path):
+    prior, before = tiny_prior(), weights_of(tiny_prior())
+    options = {"steps": 3, "checkpoint": tmp_path / "run.safetensors"}
+    with pytest.raises(KeyboardInterrupt):
+        train(prior, images, objective=Interrupted(last=0), **options)
+    assert same(weights_of(prior), before)
+    assert prior.card == {}
+    assert prior.network.trained_on is None
+    straight = tiny_prior()
+    train(straight, images, steps=3)
+    train(prior, images, **options)
+    assert same(weights_of(prior), weights_of(straight))
+
+
+def test_an_error_in_the_objective_restores_the_prior(images):
+    def failing(prior, clean, sigma, *, generator):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("out of memory")
+        return denoising_score_matching(prior, clean, sigma, generator=generator)
+
+    calls, prior = [], tiny_prior()
+    before = weights_of(prior)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(prior, images, steps=6, objective=failing)
+    assert same(weights_of(prior), before)
+
+
+@pytest.mark.parametrize("length", [{"steps": 10**14}, {"minutes": 1e300}])
+def test_a_training_that_never_ends_is_refused(length, images):
+    with pytest.raises(InputError, match=r"a training has 1 to 100,000,000 of them"):
+        train(tiny_prior(), images, **length)
 
 
 def test_checkpoint_that_cannot_be_written_is_told_before_training(images, tmp_path):

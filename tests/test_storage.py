@@ -1,14 +1,21 @@
 """Prior files: what is saved comes back, and nothing else is taken for it."""
 
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 import patchscore as ps
+from patchscore.evaluation.networks import ConvScore, UNetScore, WholeImagePrior
 from patchscore.priors.zoo import WEIGHTS
 from patchscore.storage import load_tensors, replacing, save_tensors
 
@@ -160,3 +167,191 @@ def test_tensors_from_a_file_are_aligned_as_new_ones_are(tmp_path: Path) -> None
     save_tensors(tmp_path / "file", tensors, {}, kind="numbers")
     loaded, _ = load_tensors(tmp_path / "file", kind="numbers")
     assert {tensor.data_ptr() % 64 for tensor in loaded.values()} == {0}
+
+
+posix = pytest.mark.skipif(os.name == "nt", reason="POSIX has these files, modes and signals")
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had; 0 where the system does not say."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def save(path: Path, **settings: object) -> None:
+    save_tensors(path, {"numbers": torch.ones(3)}, settings, kind="numbers")
+
+
+@posix
+def test_a_file_is_written_through_links(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    target, link, chain = tmp_path / "store" / "real", tmp_path / "link", tmp_path / "chain"
+    link.symlink_to(target)
+    chain.symlink_to("link")
+    for path, size in ((link, 1), (chain, 2)):
+        save(path, size=size)
+        assert link.is_symlink()
+        assert chain.is_symlink()
+        assert load_tensors(target, kind="numbers")[1] == {"size": size}
+
+
+@posix
+def test_what_is_not_a_regular_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(tmp_path / "socket"))
+        before = {path: path.lstat() for path in tmp_path.iterdir()}
+        for name in ("pipe", "link", "loop", "socket"):
+            with pytest.raises(ps.InputError, match="it is not a regular file"):
+                save(tmp_path / name)
+        assert {path: path.lstat() for path in tmp_path.iterdir()} == before
+
+
+def test_a_file_of_another_kind_is_not_replaced(saved: Path) -> None:
+    photograph = saved.with_name("photograph.png")
+    photograph.write_bytes(b"the only copy")
+    chain = saved.with_name("chain")
+    save(chain)
+    whole = chain.read_bytes()
+    prior = ps.load_prior(saved)
+    for path, content in ((photograph, b"the only copy"), (chain, whole)):
+        with pytest.raises(ps.InputError, match="is not a patchscore prior and would be lost"):
+            prior.save(path)
+        assert path.read_bytes() == content
+    prior.save(saved)
+
+
+@posix
+def test_names_as_long_as_the_system_allows(tmp_path: Path) -> None:
+    save(tmp_path / ("a" * 255))
+    save(tmp_path / ("a." + "b" * 253))
+    with pytest.raises(ps.InputError, match=r"cannot write .*: File name too long"):
+        save(tmp_path / ("a" * 256))
+    with pytest.raises(ps.InputError, match=r"null"):
+        save(tmp_path / "a\0b")
+    with pytest.raises(ps.InputError, match=r"there is no file aaaa"):
+        load_tensors("a" * 5000, kind="numbers")
+
+
+@posix
+def test_a_private_file_stays_private(saved: Path) -> None:
+    saved.chmod(0o600)
+    ps.load_prior(saved).save(saved)
+    assert saved.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_full_disk_is_told_in_words(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prior, before = ps.load_prior(saved), saved.read_bytes()
+
+    def fill_the_disk(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", fill_the_disk)
+    with pytest.raises(ps.InputError, match=r"cannot write .*prior.*No space left on device"):
+        prior.save(saved)
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+@posix
+def test_what_killed_processes_leave_is_removed_and_what_others_write_stays(tmp_path: Path) -> None:
+    script = "import os, sys, patchscore.storage as s\nwith s.replacing(sys.argv[1]) as beside:\n"
+    script += "    beside.write_bytes(b'half')\n    print(flush=True)\n    sys.stdin.read()\n"
+
+    def writer() -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", script, str(tmp_path / "file")]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        return process
+
+    with writer() as alive:
+        (held,) = tmp_path.iterdir()
+        with writer() as killed:
+            (left,) = set(tmp_path.iterdir()) - {held}
+            killed.kill()
+        for folder in (left, held):
+            os.utime(folder, (0, 0))
+        save(tmp_path / "other")
+        assert set(tmp_path.iterdir()) == {held, tmp_path / "other"}
+        alive.communicate()
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "other"}
+
+
+# Files that are whole, with settings or tensors that make no sense
+
+
+def altered(path: Path, tensors: dict[str, torch.Tensor], **changes: object) -> Path:
+    """Write a prior again with other tensors and settings, and a checksum that is right."""
+    old, settings = load_tensors(path, kind="patchscore prior")
+    save_tensors(path, old | tensors, settings | changes, kind="patchscore prior")
+    return path
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value: float, saved: Path) -> None:
+    weights = {"readout": torch.tensor([value, 1.0])}
+    with pytest.raises(ps.InputError, match="'readout' hold NaN or infinite numbers"):
+        ps.load_prior(altered(saved, weights))
+    with pytest.raises(ps.InputError, match="expected finite factors at positive levels"):
+        ps.load_prior(altered(saved, {"readout": torch.ones(2)}, score_weight=[[0.1, value]]))
+    with pytest.raises(ps.InputError, match="expected finite factors at positive levels"):
+        ps.PatchPrior(ps.TotalVariation(1.0), score_weight={0.1: value})
+
+
+HUGE = {
+    "channels": {"channels": 10**6},
+    "width": {"width": 10**6, "turn_invariant": False, "flip_invariant": False},
+    "patches": {"sides": [5000, 1]},
+    "depth": {"type": "PatchEnergy", "patch_size": 3, "depth": 10**9},
+    "levels": {"type": "UNetScore", "channels": 1, "width": 2, "levels": 900},
+    "mixture": {"type": "GaussianMixture", "patch_shape": [40, 40], "components": 1000},
+    "gaussian": {"type": "GaussianPatches", "patch_shape": [900, 900]},
+    "filters": {"type": "StudentT", "filters": [900, 900, 90, 90]},
+    "examples": {"type": "EmpiricalPatches", "patches": [900, 900, 90, 90]},
+    "layers": {"type": "PatchMLP", "widths": [1000] * 1000, "patch_size": 900},
+}
+
+
+@pytest.mark.parametrize("case", HUGE)
+def test_a_small_file_makes_no_large_network(case: str, saved: Path) -> None:
+    """Refused in little time, and in little memory: the largest of these networks has 10^13 weights."""
+    _, settings = load_tensors(saved, kind="patchscore prior")
+    network = (settings["network"] if "type" not in HUGE[case] else {}) | HUGE[case]
+    peak = peak_bytes()
+    start = time.perf_counter()
+    with pytest.raises(ps.InputError, match=r"do not fit together|more numbers than the file holds"):
+        ps.load_prior(altered(saved, {}, network=network))
+    assert time.perf_counter() - start < 20
+    assert peak_bytes() - peak < 2e8
+
+
+@pytest.mark.parametrize(
+    "prior",
+    [
+        ps.PatchPrior(ps.StudentT((3, 1, 2, 2)), boundary="periodic"),
+        ps.PatchPrior(ps.TotalVariation(1.0), boundary="periodic"),
+        ps.PatchPrior(ps.GaussianPatches((2, 2)), assembly="mean"),
+        ps.PatchPrior(ps.GaussianMixture((2, 2), 3, brightness_invariant=True), assembly="mean"),
+        ps.PatchPrior(ps.EmpiricalPatches((3, 1, 2, 2)), assembly="mean"),
+        ps.PatchPrior(ps.PatchMLP(3, widths=(8, 8), tanh_layers=1)),
+        ps.PatchPrior(ps.ConvEnergy(width=8, scale_invariant=False)),
+        WholeImagePrior(ConvScore(width=4, depth=4), data_mean=0.0, data_std=1.0),
+        WholeImagePrior(UNetScore(width=4), data_mean=0.0, data_std=1.0),
+    ],
+    ids=lambda prior: type(prior.network).__name__,
+)
+def test_every_network_can_be_compared_before_it_is_built(prior, tmp_path: Path) -> None:
+    """On the meta device, where no class of the library may read a number."""
+    with torch.device("meta"):
+        settings = json.loads(json.dumps(prior.network.settings()))
+        built = type(prior.network).from_settings(settings)
+    shapes = {name: values.shape for name, values in built.state_dict().items()}
+    assert shapes == {name: values.shape for name, values in prior.network.state_dict().items()}
+    prior.save(tmp_path / "prior")
+    again = type(prior).load(tmp_path / "prior").network.state_dict()
+    assert all(torch.equal(again[name], values) for name, values in prior.network.state_dict().items())
