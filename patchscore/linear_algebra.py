@@ -29,6 +29,11 @@ def expand(values: Tensor, dimensions: int = 4) -> Tensor:
     return values.view(-1, *[1] * (dimensions - 1))
 
 
+def tweedie(x: Tensor, score: Tensor, sigma: Tensor) -> Tensor:
+    """x + sigma^2 s, with sigma of (B,): its square alone may be no number in float32."""
+    return x + expand(sigma) * (expand(sigma) * score)
+
+
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """<a, b> of each image, real: (B, C, H, W) -> (B,)."""
     return (a.conj() * b).real.flatten(1).sum(1)

@@ -46,9 +46,11 @@ def test_a_step_is_exact_where_the_clean_image_is_known(z_score) -> None:
     """x_v = x + sqrt(v) z again, and correlated with x_u as taking noise away has it."""
     clean, u, v = 2.0, torch.tensor(4.0).double(), torch.tensor(1.5).double()
     generator = seeded()
-    x_u = clean + u.sqrt() * torch.randn(100_000, generator=generator, dtype=torch.float64)
-    z = torch.randn(100_000, generator=generator, dtype=torch.float64)
-    x_v = reverse_step(x_u, torch.tensor(clean).double(), u, v, z)
+    shape = 100_000, 1, 1, 1
+    x_u = clean + u.sqrt() * torch.randn(shape, generator=generator, dtype=torch.float64)
+    z = torch.randn(shape, generator=generator, dtype=torch.float64)
+    x_v = reverse_step(x_u, torch.tensor(clean).double(), u.sqrt()[None], v.sqrt()[None], z).flatten()
+    x_u = x_u.flatten()
     assert z_score(x_v, clean) < 4
     assert z_score((x_v - clean).square(), v.item()) < 4
     assert z_score((x_v - clean) * (x_u - clean), v.item()) < 4

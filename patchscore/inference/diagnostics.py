@@ -28,7 +28,7 @@ from patchscore.inference.calibration import (
 )
 from patchscore.inference.chain import Chain
 from patchscore.inference.mixing import effective_sample_size, monte_carlo_error, r_hat
-from patchscore.linear_algebra import as_vectors, dimension, expand, norm, rms
+from patchscore.linear_algebra import as_vectors, dimension, expand, norm, rms, tweedie
 from patchscore.protocols import Score
 from patchscore.randomness import standard_normal
 
@@ -92,8 +92,8 @@ def mean_gap(chain: Chain, prior: Score, y: Tensor, sigma: float | Tensor) -> Me
         )
     if chain.draws < 2:
         raise InputError(f"a chain of {chain.draws} draws has no standard error; draw at least two.")
-    tweedie = y + expand(noise_levels(sigma, y) ** 2) * prior.score(y, sigma)
-    gap = rms(chain.mean.to(y) - tweedie)
+    expected = tweedie(y, prior.score(y, sigma), noise_levels(sigma, y))
+    gap = rms(chain.mean.to(y) - expected)
     std = norm(chain.std.to(gap)) / dimension(y) ** 0.5
     return MeanGap(gap, gap / std * math.sqrt(chain.draws))
 

@@ -39,7 +39,7 @@ from patchscore.inference.curvature import curvature_bound
 from patchscore.inference.langevin import UNADJUSTED, langevin_step
 from patchscore.inference.sampling import State, run
 from patchscore.inference.schedules import noise_schedule
-from patchscore.linear_algebra import expand
+from patchscore.linear_algebra import expand, tweedie
 from patchscore.protocols import Score
 from patchscore.randomness import standard_normal, stream
 
@@ -52,9 +52,13 @@ PIXELS_CPU = 2**20
 PIXELS_GPU = 2**25
 
 
-def reverse_step(x: Tensor, denoised: Tensor, u: Tensor, v: Tensor, z: Tensor) -> Tensor:
-    """x_v given x_u, the denoised image and the noise: (B, C, H, W); u and v are (B, 1, 1, 1)."""
-    return (v / u) * x + (1 - v / u) * denoised + (v * (u - v) / u).sqrt() * z
+def reverse_step(x: Tensor, denoised: Tensor, sigma: Tensor, lower: Tensor, z: Tensor) -> Tensor:
+    """x_v given x_u, the denoised image and the noise: (B, C, H, W).
+
+    sigma is the root of u and lower that of v, (B,).
+    """
+    share = expand(lower / sigma).square()
+    return share * x + (1 - share) * denoised + expand(lower) * (1 - share).sqrt() * z
 
 
 @torch.no_grad()
@@ -236,14 +240,12 @@ def denoised_path(
 
 def _predicted(model: Score, x: Tensor, sigma: Tensor, lower: Tensor, order: Order, z: Tensor) -> Tensor:
     """One step of the reverse diffusion, by Euler's or by Heun's method."""
-    u, v = expand(sigma**2), expand(lower**2)
     denoised = _denoised(model, x, sigma)
-    euler = reverse_step(x, denoised, u, v, z)
+    euler = reverse_step(x, denoised, sigma, lower, z)
     if order == 1:
         return euler
-    return reverse_step(x, (denoised + _denoised(model, euler, lower)) / 2, u, v, z)
+    return reverse_step(x, (denoised + _denoised(model, euler, lower)) / 2, sigma, lower, z)
 
 
 def _denoised(model: Score, x: Tensor, sigma: Tensor) -> Tensor:
-    """Tweedie's formula."""
-    return x + expand(sigma**2) * model.score(x, sigma)
+    return tweedie(x, model.score(x, sigma), sigma)

@@ -134,7 +134,9 @@ def _by_trace(chain: Sampled | Tensor, chains: int, measure: Callable[[np.ndarra
     traces = draws.detach().reshape(*draws.shape[:2], -1).permute(2, 1, 0).double().cpu().numpy()
     # Chains that stand still at different places have an infinite R-hat, which is right.
     with np.errstate(divide="ignore", invalid="ignore"):
-        values = [float(measure(trace)) if np.ptp(trace) > 0 else math.nan for trace in traces]
+        values = [
+            float(np.squeeze(measure(trace))) if np.ptp(trace) > 0 else math.nan for trace in traces
+        ]
     return torch.tensor(values, dtype=torch.float64).view(draws.shape[2:])
 
 

@@ -89,11 +89,8 @@ class NoisyImage:
         pixels = _channels_first(array, channel_axis, name)
         if sigma_error is None:
             sigma_error = ESTIMATED_ERROR if sigma is None else GIVEN_ERROR
-        if sigma is None:
-            sigma = estimated_sigma(array, channel_axis)
-        else:
-            check_noise_level(sigma)
-        return cls(pixels, float(sigma), sigma_error, channel_axis)
+        sigma = estimated_sigma(array, channel_axis) if sigma is None else check_noise_level(sigma)
+        return cls(pixels, sigma, sigma_error, channel_axis)
 
     @property
     def dtype(self) -> np.dtype:

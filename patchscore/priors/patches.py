@@ -173,8 +173,10 @@ class PatchGrid:
 
     def _sources(self, device: torch.device) -> list[Tensor]:
         """For both axes: the pixel of the image that each pixel of the padded image copies."""
+        # A compiler would warn of the cache.
+        index = source_index.__wrapped__ if torch.compiler.is_compiling() else source_index
         return [
-            source_index(size, before, padded, self.boundary, device)
+            index(size, before, padded, self.boundary, device)
             for size, before, padded in zip(
                 self.image_shape, self.before, self.padded_shape, strict=True
             )

@@ -14,9 +14,9 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from patchscore.checks import check_alike, noise_levels
+from patchscore.checks import check_alike, check_batch, is_traced, noise_levels
 from patchscore.errors import InputError
-from patchscore.linear_algebra import expand
+from patchscore.linear_algebra import expand, tweedie
 from patchscore.priors.patches import Boundary
 
 TrainedOn = Literal["patches", "crops"]
@@ -82,10 +82,10 @@ class Trainable(nn.Module, ABC):
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """The one-step posterior mean E[clean | x], x + sigma^2 s(x, sigma): (B, C, H, W)."""
-        score, variance = self.score(x, sigma), expand(check_images(x, sigma, self.network)) ** 2
-        if score.requires_grad:
-            return torch.addcmul(x, variance, score)
-        return score.mul_(variance).add_(x)  # in place, since images may be large
+        score, sigma = self.score(x, sigma), check_images(x, sigma, self.network)
+        if score.requires_grad or is_traced(x):
+            return tweedie(x, score, sigma)
+        return score.mul_(expand(sigma)).mul_(expand(sigma)).add_(x)  # in place: images may be large
 
     forward = denoise
 
@@ -112,10 +112,7 @@ class Trainable(nn.Module, ABC):
 
 def check_images(x: Tensor, sigma: float | Tensor, network: ScoreNetwork) -> Tensor:
     """sigma as a (B,) tensor like x; an :class:`InputError` if x does not suit the network."""
-    if x.ndim != 4:
-        raise InputError(
-            f"x has shape {tuple(x.shape)}; expected (B, C, H, W). For one gray image use x[None, None]."
-        )
+    check_batch(x, "x", values=False)
     if x.is_complex():
         raise InputError(
             f"x is {x.dtype} and the prior is one of real images; for complex images use "

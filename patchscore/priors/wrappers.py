@@ -16,9 +16,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from patchscore.checks import noise_levels
+from patchscore.checks import check_batch, noise_levels
 from patchscore.errors import InputError
-from patchscore.linear_algebra import expand
+from patchscore.linear_algebra import tweedie
 from patchscore.protocols import Score, has_potential, known_bound, require_potential
 
 
@@ -59,7 +59,7 @@ class PriorOfParts(nn.Module, ABC):
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """The one-step posterior mean E[clean | x], x + sigma^2 s(x, sigma): (B, C, H, W)."""
         score = self.score(x, sigma)
-        return torch.addcmul(x, expand(noise_levels(sigma, x)).to(x.dtype) ** 2, score)
+        return tweedie(x, score, noise_levels(sigma, x))
 
     forward = denoise
 
@@ -78,8 +78,7 @@ class PriorOfParts(nn.Module, ABC):
 
     def _parts(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
         """All parts of all images, and the noise level of each: (B K, C', H, W), (B K,)."""
-        if x.ndim != 4:
-            raise InputError(f"x has shape {tuple(x.shape)}; expected (B, C, H, W).")
+        check_batch(x, "x", values=False)
         parts = self.split(x)
         levels = noise_levels(sigma, x).repeat_interleave(parts.shape[1])
         return parts.flatten(0, 1), levels

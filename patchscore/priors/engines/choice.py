@@ -2,7 +2,8 @@
 
 Triton      images in float32 on a GPU, if bfloat16 is allowed and no gradient is asked for
 oneDNN      images in float32 on a CPU, if no gradient is asked for
-PyTorch     everything else: other dtypes, gradients, networks that are not scale invariant
+PyTorch     everything else: other dtypes, gradients, transforms and compilers of PyTorch, networks that
+            are not scale invariant
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
+from patchscore.checks import is_traced
 from patchscore.priors.engines import cpu, layers, triton
 from patchscore.priors.engines.layers import LayeredNetwork, Precision
 from patchscore.priors.patches import Boundary
@@ -26,7 +28,8 @@ def field_score(
 ) -> Tensor:
     """sum_c w_c G_c' s_V(G_c x; sigma): (B, C, H, W), (B,) -> (B, C, H, W)."""
     learns = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *network.parameters()))
-    if network.scale_invariant and x.dtype == torch.float32 and not learns:
+    plain = not (learns or is_traced(x) or is_traced(sigma))
+    if network.scale_invariant and x.dtype == torch.float32 and plain:
         if precision == "bfloat16" and triton.serves(x) and network not in _REFUSED:
             try:
                 return triton.field_of(network, precision).score(x, sigma, boundary)

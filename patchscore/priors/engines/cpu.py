@@ -51,7 +51,7 @@ def field_score(
         _, _, *window = grid.window(images, rows, columns)
         at = [source[part] for source, part in zip(sources, window, strict=True)]
         levels = expand(sigma[images])
-        u = layers.centred(x[images].index_select(-2, at[0]).index_select(-1, at[1])).div_(levels)
+        u = layers.normalised(x[images].index_select(-2, at[0]).index_select(-1, at[1]), sigma[images])
         force = tile_force(u, None if weights is None else weights[rows, columns])
         # Beyond the border the same pixel occurs more than once.
         place = [None, None, at[0][:, None], at[1]]

@@ -11,6 +11,7 @@ on patches sees one place in all layers but the first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple, Protocol
@@ -29,6 +30,7 @@ Offsets = Literal["each", "common"]
 # a GPU a tile should fill the device.
 UNITS_PER_TILE_CPU = 2**20
 UNITS_PER_TILE_GPU = 2**26
+LARGEST = 1e30
 
 
 class Layers(NamedTuple):
@@ -64,10 +66,20 @@ class Layers(NamedTuple):
         return self.patch_shape[0] - self.kernels[0].shape[-1]
 
     def centred(self, x: Tensor) -> Tensor:
-        """x less its mean, where W_1 is blind to it: bright images keep their digits."""
+        """x less the median of some pixels, where W_1 is blind to it: bright images keep their digits.
+
+        A median, since the mean of an image with one pixel of 1e30 would take the digits of all others.
+        """
         if self.offsets is None:
             return x
-        return x - x.detach().mean((2, 3) if self.offsets == "each" else (1, 2, 3), keepdim=True)
+        values = x.detach().flatten(2 if self.offsets == "each" else 1)
+        some = values[..., :: math.isqrt(values.shape[-1]) + 1]
+        return x - some.median(-1).values.reshape(len(x), -1, 1, 1)
+
+    def normalised(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """u, within what float32 can multiply: the network is linear long before."""
+        u = self.centred(x)
+        return u if self.noise is not None else (u / expand(sigma)).clamp(-LARGEST, LARGEST)
 
     def energy(self, x: Tensor, sigma: Tensor) -> Tensor:
         """phi of every patch of x: (B, C, h, w), (B,) -> (B, h - P + 1, w - P + 1)."""
@@ -90,8 +102,7 @@ class Layers(NamedTuple):
 
     def _hidden(self, x: Tensor, sigma: Tensor) -> list[Tensor]:
         """h_1 .. h_D, wherever the patches of x need them."""
-        z = self.centred(x)
-        z = z / expand(sigma) if self.noise is None else z
+        z = self.normalised(x, sigma)
         hidden: list[Tensor] = []
         for kernel, bias, d in zip(self.kernels, self.biases, self.dilations, strict=True):
             hidden.append(_convolution(F.gelu(hidden[-1]) if hidden else z, kernel, bias, d))
