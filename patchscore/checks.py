@@ -102,7 +102,7 @@ def noise_level_range(sigmas: Sequence[float]) -> tuple[float, float]:
     return float(levels[0]), float(levels[1])
 
 
-def check_counts(**counts: object) -> None:
+def check_counts(**counts: Any) -> None:
     """Raise :class:`InputError` unless all are positive whole numbers; None is allowed."""
     for name, value in counts.items():
         whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
