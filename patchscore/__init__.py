@@ -18,6 +18,7 @@ from patchscore.measurements.blur import Blur
 from patchscore.measurements.downsample import Downsample
 from patchscore.measurements.likelihoods import GaussianLikelihood
 from patchscore.measurements.operators import Identity, Mask, Product
+from patchscore.measurements.poisson import PoissonLikelihood
 from patchscore.priors.cliques import Clique, Potential
 from patchscore.priors.deepinv import as_deepinv
 from patchscore.priors.empirical import EmpiricalPatches
@@ -53,6 +54,7 @@ __all__ = [
     "PatchEnergy",
     "PatchMLP",
     "PatchPrior",
+    "PoissonLikelihood",
     "Posterior",
     "Potential",
     "Product",

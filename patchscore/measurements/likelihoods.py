@@ -45,7 +45,7 @@ from patchscore.linear_algebra import (
     largest_eigenvalue,
 )
 from patchscore.measurements.adapters import as_operator
-from patchscore.measurements.operators import Mask, Product, Weights, broadcasts, check_adjoint
+from patchscore.measurements.operators import Product, Weights, broadcasts, check_adjoint, measured
 from patchscore.protocols import Operator
 from patchscore.randomness import standard_normal
 
@@ -109,7 +109,7 @@ class GaussianLikelihood:
             )
         self.operator = as_operator(operator, y_shape=y.shape[1:])
         self.whitening = _whitening(noise_std, y)
-        self.y = _measured(y, self.operator, self.whitening)
+        self.y = measured(y, self.operator, getattr(self.whitening, "weights", 1.0))
         self.noise_std = noise_std
         self.tolerance = tolerance
         self.back_projection = self.operator.A_adjoint(self.y)
@@ -251,17 +251,3 @@ def _whitening(noise_std: Any, y: Tensor) -> Operator:
             "noise use a small one, such as a thousandth of the largest value."
         )
     return Weights(1 / float(noise_std))
-
-
-def _measured(y: Tensor, operator: Operator, whitening: Operator) -> Tensor:
-    """y with zeros where nothing is measured: what stood there would only cost digits."""
-    if isinstance(operator, Mask):
-        y = operator.A(y)
-    if isinstance(whitening, Weights) and isinstance(whitening.weights, Tensor):
-        y = torch.where(whitening.weights > 0, y, 0)
-    if not bool(y.isfinite().all()):
-        raise InputError(
-            "y has values that are NaN or infinite; leave these measurements out: give them an "
-            "infinite noise level (noise_std=torch.where(y.isfinite(), noise_std, torch.inf))."
-        )
-    return y

@@ -69,6 +69,24 @@ class Mask:
     A_adjoint = A
 
 
+def measured(y: Tensor, operator: Operator, weights: float | Tensor = 1.0) -> Tensor:
+    """y with zeros where nothing is measured: what stands there would only cost digits.
+
+    An error if y is not finite elsewhere.
+    """
+    if isinstance(operator, Mask):
+        y = operator.A(y)
+    if isinstance(weights, Tensor):
+        y = torch.where(weights > 0, y, 0)
+    if not bool(y.isfinite().all()):
+        raise InputError(
+            "y has values that are NaN or infinite; leave these measurements out, with a Mask that is "
+            "False there or with infinite noise: noise_std=torch.where(y.isfinite(), noise_std, "
+            "torch.inf)."
+        )
+    return y
+
+
 class Weights:
     """A = diag(weights): every measurement has a weight of its own, or all have one number.
 
