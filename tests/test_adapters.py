@@ -154,6 +154,33 @@ def test_physics_are_used_as_they_are() -> None:
     assert ps.as_operator(identity) is identity
 
 
+def physics(name: str) -> object:
+    deepinv = pytest.importorskip("deepinv").physics
+    kernel = deepinv.blur.gaussian_blur(sigma=(1.0, 1.5))
+    mask = torch.arange(24).remainder(3).eq(0).float()[:, None].expand(24, 24)
+    return {
+        "blur": lambda: deepinv.Blur(filter=kernel, padding="reflect"),
+        "super-resolution": lambda: deepinv.Downsampling(img_size=(1, 24, 24), factor=2),
+        "inpainting": lambda: deepinv.Inpainting(img_size=(1, 24, 24), mask=0.5),
+        "CT": lambda: deepinv.Tomography(img_width=24, angles=12, normalize=False),
+        "MRI": lambda: deepinv.MRI(img_size=(2, 24, 24), mask=mask),
+        "coils": lambda: deepinv.MultiCoilMRI(img_size=(2, 24, 24), mask=mask, coil_maps=3),
+    }[name]()
+
+
+@pytest.mark.filterwarnings("default")  # of deepinv itself
+@pytest.mark.parametrize("name", ["blur", "super-resolution", "inpainting", "CT", "MRI", "coils"])
+def test_physics_of_deepinv_pass_the_check_and_are_solved(name: str, normal) -> None:
+    """In float32, which most of them need: the gradient falls to the tolerance."""
+    operator = physics(name)
+    truth, z = normal(2, 1 + (name in ("MRI", "coils")), 24, 24).float(), 0.0
+    likelihood = ps.GaussianLikelihood(operator.A(truth), operator, 0.5)
+    assert likelihood.operator is operator
+    z = torch.zeros_like(truth)
+    point = likelihood.proximal(z, 1.0, tolerance=1e-4)
+    assert (likelihood.score(point) - point).norm() < 2e-4 * likelihood.score(z).norm()
+
+
 class Forward(LinearOperator):
     """Without an adjoint."""
 

@@ -207,6 +207,7 @@ def test_what_y_holds_where_nothing_is_measured_is_ignored(y, normal) -> None:
     spoiled = torch.where(mask, data, y)
     pairs = [
         (spoiled, data, ps.Mask(mask), 0.5),
+        (spoiled, data, ps.Product(ps.Mask(mask), Blur(SHAPE)), 0.5),
         (spoiled, data, ps.Identity(), torch.where(mask, 0.5, torch.inf)),
     ]
     for bad, good, operator, noise_std in pairs:

@@ -178,6 +178,32 @@ def test_the_proximal_point_of_complex_data_solves_the_dense_system(measurement,
     assert error(vectors(likelihood.proximal(z, precision)), expected) < 1e-10
 
 
+def test_the_posterior_of_weighted_complex_data_is_that_of_dense_matrices(
+    measurement, field, draw, error
+) -> None:
+    """The mean of a Gaussian, as the fixed point of proximal and denoising steps."""
+    likelihood, matrix, _ = measurement
+    y, operator, sigma = likelihood.y, likelihood.operator, 0.5
+    levels = torch.linspace(0.3, 2.0, y.numel()).double().view_as(y)
+    levels[..., 0, 2] = torch.inf
+    weighted = ps.GaussianLikelihood(y, operator, levels, tolerance=1e-13)
+    units = torch.eye(math.prod(SHAPE), dtype=torch.float64).view(-1, 1, *SHAPE)
+    prior = filtered(units, 1 / (field.power_spectrum + sigma**2)).flatten(1)
+    mean = field.mean.expand(len(prior))
+    denoiser = field
+    if not operator.real:
+        denoiser = ps.ComplexPrior(field)
+        prior, mean = torch.block_diag(prior, prior), mean.repeat(2)
+    data = matrix.T * (1 / levels.flatten().square()).repeat(2)
+    off = vectors(y)[0] - matrix @ mean
+    expected = mean + torch.linalg.solve(prior + data @ matrix, data @ off)
+    x0 = torch.zeros_like(weighted.back_projection)
+    found = regularization_by_denoising(
+        denoiser, weighted, x0, sigma=sigma, tolerance=1e-11, max_steps=5000, progress=False
+    )
+    assert error(vectors(found.x)[0], expected) < 1e-6
+
+
 def test_proximal_samples_of_complex_data_have_the_covariance(measurement) -> None:
     likelihood, matrix, images = measurement
     z, precision, count = images(1, 1, *SHAPE, seed=1), 0.7, 4000

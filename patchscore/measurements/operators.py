@@ -74,6 +74,8 @@ def measured(y: Tensor, operator: Operator, weights: float | Tensor = 1.0) -> Te
 
     An error if y is not finite elsewhere.
     """
+    while isinstance(operator, Product):
+        operator = operator.left
     if isinstance(operator, Mask):
         y = operator.A(y)
     if isinstance(weights, Tensor):
