@@ -25,6 +25,7 @@ STUDIES = {
     "patch-size": "patches from 3 x 3 pixels to the whole image, learned in equal time",
     "architectures": "cliques side by side after equal training time",
     "objectives": "learning from noisy images alone, beside learning from clean ones",
+    "inverse": "images restored from blur, missing pixels, CT and MRI, beside total variation",
     "epll": "expected patch log likelihood, trained and measured here",
     "train": "train the bundled priors again, or measure them on what was held out",
 }
