@@ -2,23 +2,25 @@
 
     y = A x + n,        n ~ N(0, noise_std^2 I)
 
-The problems are those of :mod:`benchmarks.inverse_problems`, on images of test sets. Nothing is chosen on
-these images, except by the methods called oracles, which look at the clean image:
+The problems are those of :mod:`benchmarks.inverse_problems`, on images of test sets: nothing is chosen
+on them. Oracles look at the clean image, to say what a method can reach at best.
 
-    start       what deepinv gives without a prior: its pseudo-inverse, filtered back-projection in CT
-    tv          total variation with the best weight for this image, to 0.01 dB
-    dpir        deepinv's plug-and-play method DPIR, its settings, with a patch prior as the denoiser
-    one-step    the posterior mean, for denoising alone
-    restore     :func:`patchscore.restore`, with nothing given but y, A and noise_std
-    map         the same with ``estimate="map"``
+    start       back-projection A'y; in super-resolution the pseudo-inverse, in CT filtered
+    tv          total variation with the weight that is best for this image, to 0.01 dB
+    wavelets    deepinv's wavelet prior in its FISTA, also with the best weight
+    dpir        deepinv's plug-and-play method DPIR with its own settings and a patch prior as denoiser
+    red         deepinv's regularisation by denoising, with a patch prior at the best of four levels
+    one-step    the posterior mean: for noise alone
 
-DPIR is left out in CT: its settings are made for operators of norm one. Seconds are those of one core,
-those of an oracle with all that it tries; products are those with A and with its adjoint.
+DPIR and RED are left out in CT: the settings of DPIR are for operators of norm one, and the inner
+systems of RED take hundreds of products there. Seconds are those of one core, of an oracle with all that
+it tries; products are those with A and with its adjoint (solutions in closed form take none).
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
@@ -26,19 +28,24 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 import patchscore as ps
 from benchmarks.data import NamedImage, digest
 from benchmarks.inverse_problems import PROBLEMS, Measured, import_deepinv, measured
 from benchmarks.methods import version_of
+from benchmarks.robustness.summary import interval
 from benchmarks.study import SEED, Job, Option, Study
 from benchmarks.tables import frame_of, markdown
 from patchscore.evaluation.total_variation import TotalVariationSolver, oracle_weight
+from patchscore.linear_algebra import largest_eigenvalue
 
-FAST, LARGE = "natural-gray-fast", "natural-gray"
-RESAMPLES = 10_000
+PRIORS = "natural-gray-fast", "natural-gray"
+WAVELET, WAVELET_STEPS = "db4", 200
+RED_LEVELS, RED_STEPS = (0.01, 0.02, 0.04, 0.08), 50  # levels as parts of the range of the image
 
 
 class Row(NamedTuple):
@@ -103,7 +110,7 @@ def suits(method: str, problem: str) -> bool:
     """Whether a method is for this problem."""
     if method.startswith("one-step"):
         return problem == "denoise"
-    return not (method.startswith("dpir") and problem.startswith("ct"))
+    return not (method.startswith(("dpir", "red")) and problem.startswith("ct"))
 
 
 @lru_cache
@@ -111,7 +118,7 @@ def version_for(method: str) -> str:
     """What the result depends on, beside the input."""
     found = f"torch {torch.__version__} deepinv {version('deepinv')} patchscore {ps.__version__}"
     _, _, prior = method.partition(" ")
-    return f"{found}, {version_of(prior_of(prior))}" if prior in (FAST, LARGE) else found
+    return f"{found}, {version_of(prior_of(prior))}" if prior in PRIORS else found
 
 
 @lru_cache
@@ -130,14 +137,17 @@ def measure(start: Row, image: NamedImage) -> list[Row]:
     x, setting = METHODS[kind](problem, prior)
     seconds = time.process_time() - begin
     quality, similarity = round(problem.psnr(x), 4), round(problem.ssim(x), 5)
-    cost = {"seconds": round(seconds, 2), "products": counted.products}
-    return [start._replace(psnr=quality, ssim=similarity, setting=setting, **cost)]
+    row = start._replace(psnr=quality, ssim=similarity, setting=setting)
+    return [row._replace(seconds=round(seconds, 2), products=counted.products)]
 
 
 def by_start(problem: Measured, prior: str) -> tuple[Tensor, str]:
-    """The pseudo-inverse, or filtered back-projection."""
-    options = {"fbp": True} if hasattr(problem.physics, "fbp") else {}
-    return problem.physics.A_dagger(problem.y, **options), ""
+    """What there is without a method."""
+    physics, y = problem.physics, problem.y
+    if hasattr(physics, "fbp"):
+        return physics.fbp(y), ""
+    fewer = y.shape[-1] <= problem.clean.shape[-1] // 2
+    return physics.A_dagger(y) if fewer else physics.A_adjoint(y), ""
 
 
 def by_total_variation(problem: Measured, prior: str) -> tuple[Tensor, str]:
@@ -147,28 +157,139 @@ def by_total_variation(problem: Measured, prior: str) -> tuple[Tensor, str]:
     return x, f"weight {weight:.3g}"
 
 
+def by_wavelets(problem: Measured, prior: str) -> tuple[Tensor, str]:
+    """The l1 norm of wavelet coefficients with the weight of the best PSNR."""
+    optim = import_deepinv().optim
+    regulariser = optim.prior.WaveletPrior(wv=WAVELET)
+    physics, y = problem.physics, problem.y
+    largest = largest_eigenvalue(lambda x: physics.A_adjoint(physics.A(x)), problem.clean).item()
+    found: dict[float, Tensor] = {}
+
+    def error(log_weight: float) -> float:
+        algorithm = optim.optimizers.FISTA(
+            data_fidelity=optim.L2(),
+            prior=regulariser,
+            lambda_reg=math.exp(log_weight),
+            stepsize=0.99 / largest,
+            max_iter=WAVELET_STEPS,
+        )
+        found[log_weight] = algorithm(y, physics)
+        return -problem.psnr(found[log_weight])
+
+    # From the noise in a coefficient to what is left of it after a tenth of it is measured.
+    middle = math.log(problem.noise_std * math.sqrt(largest))
+    bounds = middle - math.log(100), middle + math.log(10)
+    best = minimize_scalar(error, bounds=bounds, method="bounded", options={"xatol": 0.1}).x
+    return found[best], f"weight {math.exp(best):.3g}"
+
+
+def by_dpir(problem: Measured, prior: str) -> tuple[Tensor, str]:
+    """Half-quadratic splitting with the eight levels of DPIR."""
+    algorithm = import_deepinv().optim.DPIR(
+        sigma=problem.noise_std, denoiser=ps.as_deepinv(prior_of(prior))
+    )
+    return algorithm(problem.y, problem.physics), ""
+
+
+def by_red(problem: Measured, prior: str) -> tuple[Tensor, str]:
+    """The fixed point of the denoiser's step and the data's step, at the level of the best PSNR."""
+    optim = import_deepinv().optim
+    regulariser = optim.prior.RED(denoiser=ps.as_deepinv(prior_of(prior)))
+    found = {}
+    for level in RED_LEVELS:
+        sigma = level * problem.data_range
+        precision = (problem.noise_std / sigma) ** 2
+        algorithm = optim.optimizers.PGD(
+            data_fidelity=optim.L2(),
+            prior=regulariser,
+            lambda_reg=precision,
+            stepsize=1 / precision,
+            sigma_denoiser=sigma,
+            max_iter=RED_STEPS,
+            g_first=True,
+        )
+        found[level] = algorithm(problem.y, problem.physics)
+    best = max(found, key=lambda level: problem.psnr(found[level]))
+    return found[best], f"sigma {best:g}"
+
+
 def by_one_step(problem: Measured, prior: str) -> tuple[Tensor, str]:
     """The posterior mean of a noisy image."""
     return prior_of(prior).denoise(problem.y, problem.noise_std), ""
 
 
-METHODS = {
+METHODS: dict[str, Callable[[Measured, str], tuple[Tensor, str]]] = {
     "start": by_start,
     "tv": by_total_variation,
+    "wavelets": by_wavelets,
+    "dpir": by_dpir,
+    "red": by_red,
     "one-step": by_one_step,
 }
 SHOWN = (
     "start",
     "tv",
-    f"one-step {FAST}",
-    f"one-step {LARGE}",
+    "wavelets",
+    *(f"{kind} {prior}" for kind in ("dpir", "red", "one-step") for prior in PRIORS),
 )
 
 
 def summary(rows: Sequence[Row], options: argparse.Namespace) -> str:
-    """Means over the images, and the differences to total variation with their intervals."""
+    """Means over the images; and what the methods gain over total variation, where it was measured."""
     frame = frame_of(rows)
-    return markdown(frame.groupby(["problem", "method"], sort=False).psnr.mean().round(2).reset_index())
+    order = list(dict.fromkeys(frame.method))
+    psnr = frame.pivot(index=["problem", "image"], columns="method", values="psnr")[order]
+    means = psnr.groupby("problem", sort=False).mean()
+    lines = [
+        ["problem", *order],
+        *([name, *map(_decibels, values)] for name, *values in means.itertuples()),
+    ]
+    parts = [f"Mean PSNR in dB.\n\n{markdown(lines)}"]
+    if "tv" in order:
+        cost = frame.groupby("method")[["seconds", "products"]].median()
+        gains = psnr.drop(columns="tv").sub(psnr.tv, axis=0)
+        parts.append(
+            f"Over total variation, with intervals of 95 %.\n\n{markdown(_overview(gains, cost))}"
+        )
+        parts.append(f"The same by problem.\n\n{markdown(_by_problem(gains))}")
+    return "\n\n".join(parts)
+
+
+def _overview(gains: pd.DataFrame, cost: pd.DataFrame) -> list[list[str]]:
+    """A line for every method: its gain in all problems, and where it is least."""
+    lines = [
+        ["method", "all", "problems behind", "least gain of a problem", "of an image", "s", "products"]
+    ]
+    for method in gains:
+        found = gains[method].dropna()
+        means = found.groupby("problem", sort=False).mean()
+        (problem, image), worst = found.idxmin(), means.idxmin()
+        lines.append(
+            [
+                method,
+                str(interval(found.to_numpy())),
+                f"{(means < 0).sum()} of {len(means)}",
+                f"{means[worst]:+.2f} ({worst})",
+                f"{found.min():+.2f} ({problem} {image})",
+                f"{cost.seconds[method]:.1f}",
+                f"{cost.products[method]:.0f}",
+            ]
+        )
+    return lines
+
+
+def _by_problem(gains: pd.DataFrame) -> list[list[str]]:
+    """A line for every problem: the gains of what is restored, over its images."""
+    shown = [method for method in gains if method.startswith(("restore", "map", "dpir"))] or list(gains)
+    lines = [["problem", *shown]]
+    for problem, values in gains[shown].groupby("problem", sort=False):
+        found = [values[method].dropna().to_numpy() for method in shown]
+        lines.append([problem, *(str(interval(gain)) if len(gain) else "" for gain in found)])
+    return lines
+
+
+def _decibels(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.2f}"
 
 
 STUDY = Study(

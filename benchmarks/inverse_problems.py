@@ -3,8 +3,9 @@
     y = A x + n,        n ~ N(0, noise_std^2 I)
 
 Photographs (bsd68, the middle 128 x 128 pixels, black 0, white 1): blur by a Gaussian of width 1.6 (its
-borders wrap around, as in the literature), by a random path (only whole neighbourhoods are measured, and
-PSNR leaves out the margin that y lacks), bicubic super-resolution, half of the pixels or a square of 24 x 24 missing, noise.
+borders wrap around, as in the literature) or by a random path (only whole neighbourhoods are measured,
+and PSNR leaves out the margin that y lacks), bicubic super-resolution, half of the pixels or a square of
+24 x 24 missing, and noise alone.
 
 Computed tomography (ct_chest/test) in the unit of LoDoPaB-CT, where 1 is an attenuation of 81.35858 per
 metre, 3071 Hounsfield units:
@@ -13,30 +14,31 @@ metre, 3071 Hounsfield units:
 
 Parallel beams; y is in sums of pixels (deepinv's ``normalize=False``). The setting of the literature on
 learned regularisers (Hertrich et al., "Learning regularization functionals for inverse problems",
-arXiv:2510.01755) is 60 angles of the middle 362 x 362 pixels with noise 0.7. ``ct-literature`` is the
-same at half of the resolution: 181 x 181 means of 2 x 2 pixels, 30 angles, noise 0.7 / sqrt(2). The other
-three are whole slices, 128 x 128 means of 4 x 4 pixels: 60 and 30 angles of 180 degrees, and 40 angles of
-the first 120, noise 0.2, half a percent of the largest sum. PSNR and SSIM take for the range that of the
-image, largest minus smallest, as the literature does.
+arXiv:2510.01755) is 60 angles of the middle 362 x 362 pixels with noise 0.7. ``ct-literature`` is that
+at half of the resolution: 181 x 181 means of 2 x 2 pixels, 30 angles, noise 0.7 / sqrt(2). The others
+are whole slices, 128 x 128 means of 4 x 4 pixels: 60 and 30 angles of 180 degrees, and 40 angles of the
+first 120, with noise 0.2, half a percent of the largest sum. PSNR and SSIM take for the range that of
+the image, largest minus smallest, as the literature does.
 
 Magnetic resonance (mri_brain/test, 216 x 182, 1 the 99.9 % quantile of the set): one coil, every fourth
-or eighth column of the Fourier transform on average (8 or 4 % in the middle, the others at random), noise
-0.01 in the real and in the imaginary part. These images are magnitudes; they get a smooth phase, since a
+or eighth column of the Fourier transform (8 or 4 % in the middle, the others at random), with noise 0.01
+in the real and in the imaginary part. These images are magnitudes; they get a smooth phase, since a
 real image would have the half of its transform that is not measured. The magnitude is compared.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import itertools
 import math
 import warnings
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.sparse
 import torch
 from torch import Tensor
 
@@ -159,17 +161,21 @@ def chests(count: int, side: int, block: int) -> list[NamedImage]:
 def import_deepinv() -> Any:
     """The package ``deepinv``; :class:`InputError` if it is not installed.
 
-    It imports torchvision, whose binaries fail to load beside a PyTorch of another build for want of two
-    operators. Nothing here uses them, so empty ones will do.
+    It imports torchvision, which fails to load beside a PyTorch of another build, for want of two
+    operators. Nothing here uses them: it is enough to declare them.
     """
-    if importlib.util.find_spec("deepinv") is None:
-        raise InputError("this study needs deepinv; install it with pip install 'deepinv>=0.5'.")
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        with suppress(RuntimeError):  # it is there
+    try:
+        return importlib.import_module("deepinv")
+    except ImportError as error:
+        raise InputError(
+            "this study needs deepinv; install it with pip install 'patchscore[inverse]'."
+        ) from error
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _kept.append(library)
-    return importlib.import_module("deepinv")
+        _kept.append(library)
+        return importlib.import_module("deepinv")
 
 
 def gaussian_blur(shape: torch.Size, generator: torch.Generator, *, width: float) -> Any:
@@ -208,14 +214,52 @@ def missing_block(shape: torch.Size, generator: torch.Generator, *, side: int) -
 
 
 def tomography(shape: torch.Size, generator: torch.Generator, *, angles: int, upto: float) -> Any:
-    """Sums along parallel lines, at angles evenly spaced from 0 to just below ``upto`` degrees."""
-    return import_deepinv().physics.Tomography(
+    """Sums along parallel lines, at angles evenly spaced from 0 to just below ``upto`` degrees.
+
+    It is deepinv's operator, with products by the same numbers as a sparse matrix: ten times faster.
+    """
+    physics = import_deepinv().physics.Tomography(
         angles=upto * torch.arange(angles) / angles,
         img_width=shape[-1],
         circle=False,
         normalize=False,
         adjoint_via_backprop=True,
+        parallel_computation=False,
     )
+    matrix = sums_of_lines(physics.radon.all_grids, shape[-1])
+    transposed = matrix.T.tocsr()
+    size = matrix.shape[0] // angles
+
+    def project(x: Tensor) -> Tensor:
+        sums = matrix @ x.reshape(-1).numpy()
+        return torch.from_numpy(sums).reshape(1, 1, angles, size).transpose(2, 3)
+
+    def back_project(y: Tensor) -> Tensor:
+        image = transposed @ y.transpose(2, 3).reshape(-1).numpy()
+        return torch.from_numpy(image).reshape(shape)
+
+    physics.A, physics.A_adjoint = project, back_project
+    return physics
+
+
+def sums_of_lines(grids: Tensor, width: int) -> scipy.sparse.csr_array:
+    """The matrix of ``deepinv.physics.functional.Radon`` from its grids, (angles, 1, size, size, 2).
+
+    A row is a line (angle, detector): the sum of bilinear interpolations of the image, padded by zeros,
+    at the points of a column of the turned grid.
+    """
+    angles, _, size, _, _ = grids.shape
+    before = size // 2 - width // 2
+    column, row = ((grids[:, 0].double().numpy() + 1) / 2 * (size - 1) - before).transpose(3, 0, 1, 2)
+    line = np.broadcast_to(np.arange(angles)[:, None, None] * size + np.arange(size), row.shape)
+    matrix = scipy.sparse.csr_array((angles * size, width**2), dtype=np.float32)
+    for down, right in itertools.product((0, 1), repeat=2):
+        r, c = np.floor(row).astype(int) + down, np.floor(column).astype(int) + right
+        weight = (1 - np.abs(row - r)) * (1 - np.abs(column - c))
+        inside = (r >= 0) & (r < width) & (c >= 0) & (c < width)
+        entries = weight[inside].astype(np.float32), (line[inside], (r * width + c)[inside])
+        matrix += scipy.sparse.coo_array(entries, shape=matrix.shape).tocsr()
+    return matrix
 
 
 def magnetic_resonance(shape: torch.Size, generator: torch.Generator, *, acceleration: int) -> Any:

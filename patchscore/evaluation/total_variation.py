@@ -22,7 +22,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from patchscore.checks import check_positive
@@ -37,16 +36,15 @@ INNER_TOLERANCE = 0.1  # of the residual at the start of an inner solve
 RELAXATION = 1.7
 PROBES = 8
 FLOOR = 1e-3
-# The weight is found to a factor of exp(0.1): near the best one that is less than 0.01 dB.
-LOG_WEIGHT_TOLERANCE = 0.1
+WEIGHT_RATIO = 1.6  # of neighbours in the grid of weights
 
 
 class State(NamedTuple):
-    """Where the iteration is: the image, the multipliers of its gradients, and the penalty."""
+    """Where the iteration is: the image, the multipliers of its gradients, and weight / penalty."""
 
     x: Tensor
     u: Tensor
-    penalty: float
+    threshold: float
 
 
 class TotalVariationSolver:
@@ -78,10 +76,10 @@ class TotalVariationSolver:
         of the image and to the force of the regulariser.
         """
         check_positive(weight=weight, tolerance=tolerance)
-        x, u, penalty = self.state or self._start(weight)
-        u = u.clamp(-weight / penalty, weight / penalty)  # a good guess for a weight that is smaller
+        x, u, threshold = self.state or self._start(weight)
+        penalty = weight / threshold
         gradient = differences(x)
-        z = shrink(gradient + u, weight / penalty)
+        z = shrink(gradient + u, threshold)
         for step in range(max_steps):
             right = self.back_projection + penalty * differences_adjoint(z - u)
             x = self._least_squares(right, x, penalty)
@@ -99,7 +97,7 @@ class TotalVariationSolver:
                 factor = min(max(math.sqrt(primal / max(dual, 1e-30)), 0.5), 2.0)
                 if not 0.7 < factor < 1.4:
                     penalty, u = penalty * factor, u / factor
-        self.state = State(x, u, penalty)
+        self.state = State(x, u, weight / penalty)
         return x
 
     def _start(self, weight: float) -> State:
@@ -107,7 +105,7 @@ class TotalVariationSolver:
         u = differences(x)
         x = self._least_squares(self.back_projection, x, weight, steps=20)
         typical = differences(x).square().mean().sqrt().item()
-        return State(x, u, weight / max(typical, 1e-30))
+        return State(x, u, max(typical, 1e-30))
 
     def _normal(self, x: Tensor) -> Tensor:
         return self.operator.A_adjoint(self.operator.A(x))
@@ -115,15 +113,11 @@ class TotalVariationSolver:
     def _symbol(self, apply: Callable[[Tensor], Tensor]) -> Tensor:
         """The gain of every frequency, on the mean over random images."""
         generator = torch.Generator().manual_seed(0)
-        total: Tensor | float = 0.0
-        power: Tensor | float = 0.0
-        for _ in range(PROBES):
-            noise = standard_normal(self.back_projection, generator)
-            spectrum = torch.fft.rfft2(noise)
-            total = total + (spectrum.conj() * torch.fft.rfft2(apply(noise))).real.sum(1, keepdim=True)
-            power = power + spectrum.abs().square().sum(1, keepdim=True)
-        symbol = torch.as_tensor(total / power)
-        return symbol.clamp_min(FLOOR * symbol.mean().item())
+        noises = [standard_normal(self.back_projection, generator) for _ in range(PROBES)]
+        spectra = torch.fft.rfft2(torch.cat(noises))
+        images = torch.fft.rfft2(torch.cat([apply(noise) for noise in noises]))
+        gains: Tensor = (spectra.conj() * images).real.sum((0, 1)) / spectra.abs().square().sum((0, 1))
+        return gains.clamp_min(FLOOR * gains.mean().item())
 
     def _least_squares(
         self, right: Tensor, x: Tensor, penalty: float, steps: int = INNER_STEPS
@@ -135,7 +129,8 @@ class TotalVariationSolver:
             return self._normal(v) + penalty * differences_adjoint(differences(v))
 
         def preconditioned(v: Tensor) -> Tensor:
-            return torch.fft.irfft2(torch.fft.rfft2(v) / symbol, s=v.shape[-2:])
+            filtered: Tensor = torch.fft.irfft2(torch.fft.rfft2(v) / symbol, s=v.shape[-2:])
+            return filtered
 
         residual = right - left(x)
         image = preconditioned(residual)
@@ -159,9 +154,9 @@ def oracle_weight(
 ) -> tuple[float, Tensor]:
     """The weight with the least error, which only the clean image can tell, and its minimiser.
 
-    From half of ``noise_std`` in units of the image the weight is doubled or halved until the error
-    rises, and then refined by a bounded search on a log scale; every weight starts at the minimiser of
-    the one before.
+    On a geometric grid, from half of ``noise_std`` in the unit of the image upwards or downwards until
+    the error rises, and then at the minimum of the parabola through the best three; every weight starts
+    at the minimiser of the one before.
     """
     found: dict[float, tuple[float, Tensor]] = {}
 
@@ -171,15 +166,14 @@ def oracle_weight(
             found[log_weight] = error(x), x
         return found[log_weight][0]
 
-    step = math.log(2.0)
+    step = math.log(WEIGHT_RATIO)
     here = math.log(noise_std * solver.data_symbol.mean().sqrt().item() / 2)
     if at(here + step) > at(here):
         step = -step
     while at(here + step) < at(here):
         here += step
-    bounds = sorted((here - step, here + step))
-    options = {"xatol": LOG_WEIGHT_TOLERANCE}
-    minimize_scalar(at, bounds=bounds, method="bounded", options=options)
+    left, middle, right = at(here - step), at(here), at(here + step)
+    at(here + step * (left - right) / (2 * (left - 2 * middle + right)))
     best = min(found, key=lambda log_weight: found[log_weight][0])
     return math.exp(best), found[best][1]
 
@@ -205,12 +199,12 @@ def differences_adjoint(z: Tensor) -> Tensor:
 def shrink(z: Tensor, threshold: float) -> Tensor:
     """Shorten the vector of every pixel by ``threshold``, to zero if it is shorter."""
     length = z.square().sum((1, 2), keepdim=True).sqrt()
-    return z * (1 - threshold / length.clamp_min(threshold))
+    return torch.where(length > threshold, z * (1 - threshold / length), 0)
 
 
 def _dot(a: Tensor, b: Tensor) -> float:
-    return (a * b).sum().item()
+    return float((a * b).sum())
 
 
 def _length(x: Tensor) -> float:
-    return x.norm().item()
+    return float(x.norm())
