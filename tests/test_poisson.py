@@ -129,6 +129,18 @@ def test_the_mode_of_one_pixel(count: float, z: float) -> None:
     assert found == pytest.approx(exact, rel=1e-8, abs=1e-8)
 
 
+def test_what_is_not_measured_changes_nothing(normal) -> None:
+    """Neither the density, up to a constant, nor the bound on its curvature."""
+    mask = torch.arange(8).remainder(3) > 0
+    y = counts(torch.full((1, 1, *SHAPE), 1000.0).double())
+    some = ps.PoissonLikelihood(y.where(mask, torch.nan), ps.Mask(mask), 1.0)
+    every = ps.PoissonLikelihood(y[..., mask], ps.Identity(), 1.0)
+    x = 1000 + 30 * normal(2, 1, *SHAPE)
+    assert torch.equal(some.score(x)[..., mask], every.score(x[..., mask]))
+    assert bool((some.score(x)[..., ~mask] == 0).all())
+    assert some.curvature_bound(0.1) == pytest.approx(every.curvature_bound(0.1), rel=1e-6)
+
+
 def test_without_counts_the_best_rate_is_zero() -> None:
     y = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
     likelihood = ps.PoissonLikelihood(y, ps.Identity(), 2.0)

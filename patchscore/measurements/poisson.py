@@ -146,7 +146,8 @@ class PoissonLikelihood:
     def curvature_bound(self, sigma: float) -> float:
         """|A|^2 / gain^2 times the largest curvature of a summand."""
         n = self.y / self.gain + self._shift(sigma)
-        return (self.norm / self.gain) ** 2 * _bend(_lowest_rate(n), n).max().item()
+        bends = _bend(_lowest_rate(n), n) * measured(torch.ones_like(self.y), self.operator)
+        return (self.norm / self.gain) ** 2 * bends.max().item()
 
     def proximal(
         self,
