@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -10,48 +12,54 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 from tqdm import tqdm
 
 import patchscore
 from patchscore.adaptation.adapt import adapt
 from patchscore.adaptation.surprise import KEY as SURPRISE_KEY
-from patchscore.checks import check_noise_level
+from patchscore.checks import check_noise_level, noise_level_range
 from patchscore.denoising import denoise
 from patchscore.errors import InputError
 from patchscore.files import ImageFile, check_writable, image_files, read_image, write_image
 from patchscore.images import training_images
+from patchscore.jobs import Job, check_new, jobs
 from patchscore.learning.fit import fit
 from patchscore.measurements.noisy_image import NoisyImage
+from patchscore.memory import check_memory, enough_memory
 from patchscore.priors.energy import ConvEnergy, PatchEnergy
-from patchscore.priors.prior import PatchPrior
-from patchscore.priors.zoo import bundled_priors, find_device, load_prior
-from patchscore.storage import check_destination
+from patchscore.priors.prior import KIND, PatchPrior
+from patchscore.priors.zoo import SUFFIX, bundled_priors, find_device, load_prior
+from patchscore.storage import check_destination, reading
+from patchscore.terminal import Parser, printable, tell
 
 # The default noise levels of `train`, as fractions of the range of the images: 3 to 60 for 8-bit ones.
 LOWEST_FRACTION, HIGHEST_FRACTION = 3 / 255, 60 / 255
 # Its schedule is that of the bundled priors.
 BATCH, LEARNING_RATE, WARMUP = 4, 8e-3, 100
+# Bytes that denoising takes for each number of the image, and a training for each byte of its weights.
+BYTES_PER_VALUE, TRAINING = 30, 30
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0, or 1 if some images failed, or 2 if the input cannot be used."""
+    if arguments is None:  # a process of its own: to end it cleans up as Ctrl-C does
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     options = _parser().parse_args(arguments)
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: tqdm.write(
-                f"warning: {message}", sys.stderr
-            )
+            warnings.showwarning = lambda message, *_, **__: tell(f"warning: {message}", sys.stderr)
             return int(options.run(options))
-    except InputError as error:
-        print(f"patchscore: {error}", file=sys.stderr)
+    except (InputError, OSError) as error:
+        tell(f"patchscore: {error}", sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("patchscore: stopped.", file=sys.stderr)
+        tell("patchscore: stopped.", sys.stderr)
         return 130
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="patchscore", description=patchscore.__doc__)
+    parser = Parser(prog="patchscore", description=patchscore.__doc__)
     parser.add_argument("--version", action="version", version=f"patchscore {patchscore.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -68,6 +76,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--adapt", action="store_true", help="let the prior learn from each image, for up to a minute")
     add("--std", metavar="OUT", type=Path, help="file or folder for the posterior standard deviation")
     add("--samples", type=int, help="posterior samples for the standard deviation (default: 16)")
+    keep = clean.add_mutually_exclusive_group()
+    keep.add_argument(
+        "--skip-existing", action="store_true", help="leave files that are there as they are"
+    )
+    _add_force(keep)
     _add_common(clean, _denoise, "prior", "seed")
 
     move = commands.add_parser(
@@ -81,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     add("-o", "--output", metavar="PRIOR", type=Path, required=True, help="the adapted prior")
     add("--sigma", type=float, help="noise level in the unit of the files (default: each estimated)")
     add("--minutes", type=float, default=5.0, help="at most (default: %(default)s)")
+    _add_force(move)
     _add_common(move, _adapt, "prior", "seed")
 
     train = commands.add_parser(
@@ -102,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--patch-size", type=int, help=patch)
     add("--crop", type=int, default=64, help="side of the crops (default: %(default)s)")
     add("--mixed-precision", action="store_true", help="bfloat16 products: faster where supported")
+    _add_force(train)
     _add_common(train, _train, "seed")
 
     demo = commands.add_parser(
@@ -112,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     add = demo.add_argument
     add("--sigma", type=float, default=25, help="noise level, of 255 (default: %(default)s)")
     add("--output", type=Path, default=Path("patchscore-demo.png"), help="default: %(default)s")
+    _add_force(demo)
     _add_common(demo, _demo)
 
     info = commands.add_parser("info", help="what a prior is and how it was trained")
@@ -133,49 +149,70 @@ def _add_common(
     parser.set_defaults(run=run)
 
 
+def _add_force(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--force", action="store_true", help="overwrite files that are there")
+
+
+def _generator(options: argparse.Namespace) -> torch.Generator:
+    if not 0 <= options.seed < 2**63:
+        raise InputError(f"--seed is {options.seed}; expected a whole number from 0 to 2^63 - 1.")
+    return torch.Generator().manual_seed(options.seed)
+
+
+def _check_prior(options: argparse.Namespace) -> None:
+    """An error if no prior can be written to ``--output``."""
+    if options.output.suffix != SUFFIX:
+        raise InputError(f"{options.output} does not end in {SUFFIX}, as files of priors do.")
+    check_destination(options.output, kind=KIND)
+    if not options.force:
+        check_new([options.output], advice="--force overwrites it")
+
+
 def _denoise(options: argparse.Namespace) -> int:
     if options.sigma is not None:
         check_noise_level(options.sigma)
     if options.samples is not None and options.std is None:
         raise InputError("--samples is for the standard deviation; add --std OUT to write it.")
+    _generator(options)
     prior = load_prior(options.prior, options.device)
-    if not options.input.is_dir():
-        _denoise_file(options.input, options.output, options.std, prior, options)
+    planned = jobs(options.input, options.output, options.std)
+    if options.skip_existing:
+        images = len(planned)
+        planned = [job for job in planned if not all(map(os.path.exists, job.outputs))]
+        tell(f"{images - len(planned)} of {images} images are done already.")
+    elif not options.force:
+        advice = "--skip-existing makes what is missing, --force overwrites"
+        check_new((path for job in planned for path in job.outputs), advice=advice)
+    if not os.path.isdir(options.input):
+        for job in planned:
+            _denoise_file(job, prior, options)
         return 0
-    paths = image_files(options.input)
-    folders = [folder for folder in (options.output, options.std) if folder is not None]
-    for folder in folders:
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"{options.input} is a folder, so OUT must be one too; {folder} is a file.")
-        if folder.resolve() == options.input.resolve():
-            raise InputError(f"OUT is IN ({folder}): the originals would be lost; give another folder.")
-    if len({folder.resolve() for folder in folders}) < len(folders):
-        raise InputError(f"--std OUT is OUT ({options.std}); give another folder.")
-    for folder in folders:
+    for folder in filter(None, (options.output, options.std)):
         folder.mkdir(parents=True, exist_ok=True)
-    failures = []
-    with tqdm(paths, unit="image") as bar:
-        for path in bar:
-            bar.set_postfix_str(path.name)
-            std = options.std and options.std / f"{path.stem}.tif"
+    failed = 0
+    with tqdm(planned, unit="image") as bar:
+        for job in bar:
+            bar.set_postfix_str(printable(job.source.name))
             try:
-                _denoise_file(path, options.output / path.name, std, prior, options)
+                _denoise_file(job, prior, options)
             except InputError as error:
-                failures.append(str(error))
-    if failures:
-        failures.append(f"{len(failures)} of {len(paths)} images could not be denoised.")
-    for failure in failures:
-        print(f"patchscore: {failure}", file=sys.stderr)
-    return 1 if failures else 0
+                failed += 1
+                tell(f"patchscore: {error}", sys.stderr)
+    if failed:
+        tell(f"patchscore: {failed} of {len(planned)} images could not be denoised.", sys.stderr)
+    return 1 if failed else 0
 
 
-def _denoise_file(
-    source: Path, target: Path, std: Path | None, prior: PatchPrior, options: argparse.Namespace
-) -> None:
-    for path in filter(None, (target, std)):
-        if path.exists() and path.samefile(source):
-            raise InputError(f"OUT is IN ({source}): the original would be lost; give another name.")
+def _denoise_file(job: Job, prior: PatchPrior, options: argparse.Namespace) -> None:
+    with enough_memory(job.source):
+        _denoised(job, prior, options)
+
+
+def _denoised(job: Job, prior: PatchPrior, options: argparse.Namespace) -> None:
+    source, target, std = job
+    generator = _generator(options)
     image = read_image(source)
+    check_memory(BYTES_PER_VALUE * image.pixels.size, f"{source} cannot be denoised: it")
     check_writable(target, image, dtype=image.pixels.dtype)
     plain = ImageFile(image.pixels)
     if std is not None:
@@ -187,35 +224,40 @@ def _denoise_file(
         name=source.name,
     )
     if options.sigma is None:
-        tqdm.write(f"{source.name}: estimated noise level {noisy.sigma:.3g}")
-    generator = torch.Generator().manual_seed(options.seed)
+        tell(f"{source.name}: estimated noise level {noisy.sigma:.3g}")
     if options.adapt and noisy.sigma > 0:
         prior, report = adapt(prior, noisy, generator=generator)
-        tqdm.write(f"{source.name}: {report}")
+        tell(f"{source.name}: {report}")
+
+    def write(path: Path, result: ImageFile, dtype: DTypeLike) -> None:
+        if not (options.skip_existing and os.path.exists(path)):
+            write_image(path, result, dtype=dtype)
+
     if std is None:
         estimate = denoise(noisy, prior=prior)
     else:
+        samples = 16 if options.samples is None else options.samples
         estimate, deviation = denoise(
-            noisy, prior=prior, return_std=True, samples=options.samples or 16, generator=generator
+            noisy, prior=prior, return_std=True, samples=samples, generator=generator
         )
-        write_image(std, plain._replace(pixels=deviation), dtype=np.float32)
-    write_image(target, image._replace(pixels=estimate), dtype=image.pixels.dtype)
+        write(std, plain._replace(pixels=deviation), np.float32)
+    write(target, image._replace(pixels=estimate), image.pixels.dtype)
 
 
 def _adapt(options: argparse.Namespace) -> int:
     if not options.minutes > 0:
         raise InputError(f"--minutes is {options.minutes}; expected a positive number.")
-    check_destination(options.output)
+    _check_prior(options)
     adapted, report = adapt(
         load_prior(options.prior, options.device),
         options.folder,
         options.sigma,
-        generator=torch.Generator().manual_seed(options.seed),
+        generator=_generator(options),
         max_seconds=60 * options.minutes,
     )
-    print(report)
+    tell(report)
     if not report.adapted:
-        print(f"{options.output} was not written.")
+        tell(f"{options.output} was not written.")
         return 1
     adapted.save(options.output)
     return 0
@@ -224,61 +266,88 @@ def _adapt(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     if options.steps is None and options.minutes is None:
         options.minutes = 10.0
-    check_destination(options.output)
+    _check_prior(options)
+    generator, device = _generator(options), find_device(options.device)
+    if options.sigmas is not None:
+        noise_level_range(options.sigmas)
     first = read_image(image_files(options.folder)[0]).pixels
     torch.manual_seed(options.seed)
-    channels = 1 if first.ndim == 2 else first.shape[2]
-    network: ConvEnergy
-    if options.patch_size is None:
-        network = ConvEnergy((5, 3, 3), (1, 2, 3), channels, options.width)
-    else:
-        network = PatchEnergy(options.patch_size, channels, options.width)
-    prior = PatchPrior(network.to(find_device(options.device)))
-    images = training_images(options.folder, channels=network.channels, smallest=options.crop)
+    prior = PatchPrior(_network(options, 1 if first.ndim == 2 else first.shape[2]).to(device))
+    images = training_images(options.folder, channels=prior.network.channels, smallest=options.crop)
     if options.sigmas is None:
         low, high = np.quantile(
             np.concatenate([image.flatten()[::97] for image in images]), [0.001, 0.999]
         )
         options.sigmas = LOWEST_FRACTION * (high - low), HIGHEST_FRACTION * (high - low)
-    print(
+    tell(
         f"{len(images)} images; noise levels {options.sigmas[0]:.4g} to {options.sigmas[1]:.4g} in the "
         "unit of the files"
     )
     checkpoint = options.output.with_name(f"{options.output.name}.checkpoint")
-    history = fit(
-        prior,
-        images,
-        sigmas=tuple(options.sigmas),
-        crop=options.crop,
-        boundary="symmetric",
-        steps=options.steps,
-        minutes=options.minutes,
-        batch_size=BATCH,
-        learning_rate=LEARNING_RATE,
-        warmup=WARMUP,
-        optimizer="soap",
-        mixed_precision=options.mixed_precision,
-        generator=torch.Generator().manual_seed(options.seed),
-        checkpoint=checkpoint,
-    )
+    try:
+        history = fit(
+            prior,
+            images,
+            sigmas=tuple(options.sigmas),
+            crop=options.crop,
+            boundary="symmetric",
+            steps=options.steps,
+            minutes=options.minutes,
+            batch_size=BATCH,
+            learning_rate=LEARNING_RATE,
+            warmup=WARMUP,
+            optimizer="soap",
+            mixed_precision=options.mixed_precision,
+            generator=generator,
+            checkpoint=checkpoint,
+        )
+    except KeyboardInterrupt:
+        if checkpoint.exists():
+            tell(f"{checkpoint}: to go on, give the same command again.", sys.stderr)
+        raise
     prior.save(options.output)
     checkpoint.unlink()
-    print(f"{options.output}: {len(history.loss)} steps in {history.seconds / 60:.1f} minutes")
+    tell(f"{options.output}: {len(history.loss)} steps in {history.seconds / 60:.1f} minutes")
     return 0
 
 
+def _network(options: argparse.Namespace, channels: int) -> ConvEnergy:
+    """The network to train; an error before it is built if there is too little memory for it."""
+
+    def build() -> ConvEnergy:
+        if options.patch_size is None:
+            return ConvEnergy((5, 3, 3), (1, 2, 3), channels, options.width)
+        return PatchEnergy(options.patch_size, channels, options.width)
+
+    what = f"a training with --width {options.width}"
+    with enough_memory(what), torch.device("meta"):
+        check_memory(TRAINING * sum(p.nbytes for p in build().parameters()), what)
+    return build()
+
+
 def _demo(options: argparse.Namespace) -> int:
+    from matplotlib.backend_bases import FigureCanvasBase
+
     from patchscore.evaluation.demo import run_demo
 
+    check_noise_level(options.sigma)
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if options.output.suffix[1:] not in formats:
+        raise InputError(f"{options.output} is not a picture; end it in one of .{' .'.join(formats)}.")
     check_destination(options.output)
-    print(run_demo(options.sigma, options.output, options.device))
-    print(f"\npictures side by side: {options.output.resolve()}")
+    if not options.force:
+        check_new([options.output], advice="--force overwrites it")
+    tell(run_demo(options.sigma, options.output, options.device))
+    tell(f"\npictures side by side: {options.output.resolve()}")
     return 0
 
 
 def _info(options: argparse.Namespace) -> int:
-    for title, content in _facts(load_prior(options.prior, "cpu"), options.prior):
-        print(f"{title:14}{content}")
+    prior = load_prior(options.prior, "cpu")
+    with reading(options.prior):
+        facts = list(_facts(prior, options.prior))
+    for title, content in facts:
+        tell(f"{title:14}{content}")
     return 0
 
 

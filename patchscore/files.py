@@ -5,6 +5,7 @@ The alpha channel and the ICC profile are kept, the orientation is applied, othe
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from patchscore.errors import InputError
+from patchscore.memory import check_memory, enough_memory
 from patchscore.storage import check_destination, replacing
 
 
@@ -43,6 +45,7 @@ _STARTS = {b"\x89PNG\r\n\x1a\n": ".png", b"\xff\xd8\xff": ".jpg", b"\x93NUMPY": 
 _STARTS |= dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), ".tif")
 _ORIENTATION, _PROFILE = 274, 34675  # the numbers of the tags in EXIF and TIFF
 SUFFIXES = tuple(_FORMATS)
+COPIES = 3  # of the pixels, in memory while a file is read
 
 
 def read_image(path: str | Path) -> ImageFile:
@@ -62,40 +65,40 @@ def read_image(path: str | Path) -> ImageFile:
     file_format = _format_of(path)
     read = {_PNG: _read_png, _JPEG: _read_jpeg, _TIFF: _read_tiff, _NPY: _read_npy}[file_format]
     try:
-        _check_content(path, file_format)
-        return read(path)
+        with enough_memory(path):
+            _check_content(path, file_format)
+            return read(path)
     except InputError:
         raise
     except Exception as error:  # damaged bytes can raise anything in a decoder
         raise InputError(
-            f"{path} cannot be read: {error or repr(error)}. If it is damaged or cut short, get a fresh "
-            f"copy; if not, save it again as a plain {file_format.name}."
+            f"{path} cannot be read: {str(error) or repr(error)}. If it is damaged or cut short, get a "
+            f"fresh copy; if not, save it again as a plain {file_format.name}."
         ) from error
 
 
 def write_image(path: str | Path, image: ImageFile, *, dtype: DTypeLike) -> None:
     """Write an image in the format of the suffix; an existing file is replaced only when all is written.
 
-    For integers the values are rounded and clipped to the range of ``dtype``, for floats they are cast.
+    Values are clipped to the range of ``dtype``, and rounded for integers.
     The unit is not changed. JPEG uses quality 95 and no chroma subsampling; NPY drops the ICC profile.
 
     Raises
     ------
     InputError
-        As :func:`check_writable`, or if the system cannot write.
+        As :func:`check_writable`, if a pixel is NaN or infinite, or if the system cannot write.
     """
     path = Path(path)
     check_writable(path, image, dtype=dtype)
+    if not np.isfinite(image.pixels).all():
+        raise InputError(f"cannot write {path}: there are NaN or infinite pixels in the result.")
     parts = (image.pixels, image.alpha)
     samples = np.dstack([_stored(part, np.dtype(dtype)) for part in parts if part is not None])
     samples = samples[..., 0] if samples.shape[2] == 1 else samples
     writers = {_PNG: _write_png, _JPEG: _write_jpeg, _TIFF: _write_tiff, _NPY: _write_npy}
     write = writers[_format_of(path)]
-    try:
-        with replacing(path) as beside, beside.open("wb") as file:
-            write(file, samples, image)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error}.") from error
+    with replacing(path) as beside, beside.open("wb") as file:
+        write(file, samples, image)
 
 
 def check_writable(path: str | Path, image: ImageFile, *, dtype: DTypeLike) -> None:
@@ -126,10 +129,14 @@ def image_files(folder: str | Path) -> list[Path]:
         If the folder does not exist, is not a folder, or holds no image file.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        wrong = f"{folder} is a file" if folder.exists() else f"there is no folder {folder}"
+    if not os.path.isdir(folder):  # where Path.is_dir raises an error for some names
+        wrong = f"{folder} is a file" if os.path.exists(folder) else f"there is no folder {folder}"
         raise InputError(f"{wrong}; give the folder that holds the images.")
-    visible = [p for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith(".")]
+    try:
+        inside = sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"the folder {folder} cannot be read: {error.strerror}.") from error
+    visible = [p for p in inside if os.path.isfile(p) and not p.name.startswith(".")]
     files = [path for path in visible if path.suffix.lower() in SUFFIXES]
     if not files:
         raise InputError(f"the folder {folder} holds no image file ({' '.join(SUFFIXES)}).")
@@ -145,8 +152,8 @@ def _format_of(path: Path) -> _Format:
 
 def _check_content(path: Path, file_format: _Format) -> None:
     """Check that the file exists and starts with the bytes of its format."""
-    if not path.is_file():
-        wrong = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
+    if not os.path.isfile(path):
+        wrong = f"{path} is a folder" if os.path.isdir(path) else f"there is no file {path}"
         raise InputError(f"{wrong}; give the name of an image file.")
     with path.open("rb") as file:
         start = file.read(12)
@@ -178,6 +185,12 @@ def _check_array(array: np.ndarray, name: str | Path) -> None:
         raise InputError(f"{name} has shape {array.shape}: there are no pixels in it.")
 
 
+def _check_room(path: Path, height: int, width: int, bytes_per_pixel: float) -> None:
+    """Check by the header of a file that its pixels fit in memory, before any is read."""
+    what = f"{path} cannot be read: an image of {height} x {width} pixels"
+    check_memory(COPIES * height * width * bytes_per_pixel, what)
+
+
 def _image_file(
     path: Path, samples: np.ndarray, has_alpha: bool, profile: bytes | None, orientation: int
 ) -> ImageFile:
@@ -198,6 +211,7 @@ def _read_jpeg(path: Path) -> ImageFile:
     with JpegImageFile(path) as image:
         if image.mode not in ("L", "RGB"):
             raise InputError(f"{path} is a {image.mode} JPEG, made for print; convert it to RGB first.")
+        _check_room(path, image.height, image.width, len(image.mode))
         orientation = image.getexif().get(_ORIENTATION, 1)
         return _image_file(path, np.array(image), False, image.info.get("icc_profile"), orientation)
 
@@ -210,6 +224,7 @@ def _read_png(path: Path) -> ImageFile:
         if image.n_frames > 1:
             raise InputError(f"{path} is an animation; save one of its images separately.")
         depth, colour = file.read(26)[24:]
+        _check_room(path, image.height, image.width, 4 * max(depth, 8) // 8 if colour else depth / 8)
         key = image.info.get("transparency")
         if colour == 3:
             samples = np.array(image.convert("RGB" if key is None else "RGBA"))
@@ -235,6 +250,8 @@ def _read_tiff(path: Path) -> ImageFile:
     with tifffile.TiffFile(path) as file:
         page = file.pages.first
         size = page.imagelength * page.imagewidth * page.samplesperpixel
+        room = page.samplesperpixel * max(page.bitspersample, 8) / 8
+        _check_room(path, page.imagelength, page.imagewidth, room)
         if len(file.series) > 1 or file.series[0].size != size:
             raise InputError(f"{path} holds several images or a volume; save one of them separately.")
         if max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))) > path.stat().st_size:
@@ -262,9 +279,10 @@ def _read_tiff(path: Path) -> ImageFile:
 
 
 def _read_npy(path: Path) -> ImageFile:
-    array = np.load(path, allow_pickle=False)
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
     _check_array(array, path)
-    return ImageFile(array.astype(array.dtype.newbyteorder("="), copy=False))
+    check_memory(COPIES * array.nbytes, f"{path} cannot be read: an array of shape {array.shape}")
+    return ImageFile(np.array(array, array.dtype.newbyteorder("=")))
 
 
 def _misfit(file_format: _Format, image: ImageFile, dtype: np.dtype) -> str:
@@ -283,9 +301,11 @@ def _misfit(file_format: _Format, image: ImageFile, dtype: np.dtype) -> str:
 
 
 def _stored(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Cast to floats, or round and clip to integers."""
-    if dtype.kind == "f" or values.dtype == dtype:
-        return values.astype(dtype)
+    """Clip to the range of a dtype, and round to integers."""
+    if values.dtype == dtype:
+        return values
+    if dtype.kind == "f":
+        return values.clip(np.finfo(dtype).min, np.finfo(dtype).max).astype(dtype)
     limits = np.iinfo(dtype)
     # The cast drops the fraction; the largest int64 or uint64 itself is no float64.
     below = np.nextafter(float(limits.max + 1), 0)

@@ -50,6 +50,7 @@ def enough_memory(what: object) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        said = ("out of memory", "allocate memory", "overflow")
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in said):
             raise
         raise InputError(f"there is not enough memory for {what}; make it smaller.") from error

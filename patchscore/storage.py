@@ -123,6 +123,7 @@ def check_destination(path: str | Path, *, kind: str | None = None) -> Path:
     Raises :class:`InputError` if no file can be written there, or if there is one and it is not of this
     ``kind``. Call it before long work.
     """
+    path = Path(path)
     try:
         target = Path(os.path.realpath(path))
         with suppress(FileNotFoundError):
@@ -147,7 +148,9 @@ def check_destination(path: str | Path, *, kind: str | None = None) -> Path:
         raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot write {path}: {reason}; use another name or folder.") from error
+        raise InputError(
+            f"cannot write {path}: {reason} ({path.parent}); use another folder or name."
+        ) from error
     return target
 
 

@@ -1,6 +1,10 @@
 """The command line, as a user meets it."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +14,11 @@ from PIL import Image
 from skimage import data
 
 import patchscore as ps
+import patchscore.cli
 from patchscore.cli import main
 from patchscore.files import read_image
+from patchscore.learning.checkpoint import KIND as CHECKPOINT
+from patchscore.storage import load_tensors
 
 SIGMA = 20.0
 
@@ -159,6 +166,50 @@ BAD_COMMANDS = {
     "small images": ("train {tmp}/small -o {tmp}/p.safetensors --steps 1", "smaller than the crop"),
     "unwritable prior": ("train {tmp}/small -o {tmp}/none/p.safetensors --steps 1", "none"),
     "info on an image": ("info {tmp}/noisy.png", "not a whole safetensors file"),
+    "out is there": ("denoise {tmp}/noisy.png {tmp}/misnamed.png", "misnamed.png exists; --skip-exist"),
+    "std is there": ("denoise {tmp}/noisy.png {tmp}/new.png --std {tmp}/there.tif", "there.tif exists"),
+    "std is out": ("denoise {tmp}/noisy.png {tmp}/a.tif --std {tmp}/a.tif", "two results would be"),
+    "std by a link": (
+        "denoise {tmp}/noisy.png {tmp}/a.tif --std {tmp}/link.tif",
+        "two results would be",
+    ),
+    "folders in one": ("denoise {tmp}/tifs {tmp}/out --std {tmp}/out/../out", "two results would be"),
+    "folder to a name": ("denoise {tmp}/small {tmp}/x.png", "x.png is the name of a file"),
+    "folder by a link": ("denoise {tmp}/small {tmp}/again", "OUT is IN"),
+    "folder under a file": ("denoise {tmp}/small {tmp}/noisy.png/out", "Not a directory"),
+    "input under a file": ("denoise {tmp}/noisy.png/a.png {tmp}/out.png", "no file"),
+    "input in a circle": ("denoise {tmp}/circle {tmp}/out.png", "circle"),
+    "input of a long name": ("denoise {tmp}/{long}.png {tmp}/out.png", "there is no file"),
+    "out in a circle": ("denoise {tmp}/noisy.png {tmp}/circle.png --force", "not a regular file"),
+    "out is a pipe": ("denoise {tmp}/noisy.png {tmp}/pipe.png --force", "not a regular file"),
+    "out of a long name": ("denoise {tmp}/noisy.png {tmp}/{long}.png", "File name too long"),
+    "prior of a long name": (
+        "denoise {tmp}/noisy.png {tmp}/out.png --prior {long}",
+        "there is no prior",
+    ),
+    "prior is a folder": ("info {tmp}/small", "there is no prior"),
+    "no device": ("denoise {tmp}/noisy.png {tmp}/out.png --device meta", "'meta' cannot be used here"),
+    "large seed": (f"denoise {{tmp}}/noisy.png {{tmp}}/out.png --seed {2**64}", "--seed is"),
+    "negative seed": ("train {tmp}/small -o {tmp}/p.safetensors --seed -1", "--seed is -1"),
+    "no samples": ("denoise {tmp}/noisy.png {tmp}/a.tif --std {tmp}/b.tif --samples 0", "samples is 0"),
+    "many steps": (
+        "train {tmp}/small -o {tmp}/p.safetensors --crop 16 --steps 100000000000000",
+        "1 to 100",
+    ),
+    "wide": ("train {tmp}/small -o {tmp}/p.safetensors --width 8000000 --crop 16", "GB of memory, and"),
+    "wider": ("train {tmp}/small -o {tmp}/p.safetensors --width 8000000000000 --crop 16", "memory"),
+    "large patch": ("train {tmp}/small -o {tmp}/p.safetensors --patch-size 1000001 --crop 16", "memory"),
+    "large crop": (
+        "train {tmp}/small -o {tmp}/p.safetensors --crop 99999999999",
+        "smaller than the crop",
+    ),
+    "late sigmas": ("train {tmp}/small -o {tmp}/p.safetensors --sigmas 3 2", "sigmas is (3.0, 2.0)"),
+    "a photograph as prior": ("train {tmp}/small -o {tmp}/noisy.png --force", "does not end in .safet"),
+    "adapt to a photograph": ("adapt {tmp}/small -o {tmp}/noisy.png", "does not end in .safetensors"),
+    "other weights": ("train {tmp}/small -o {tmp}/there.safetensors --force", "not a patchscore prior"),
+    "picture of no kind": ("demo --output {tmp}/x.xyz", "x.xyz is not a picture; end it in one of"),
+    "picture is there": ("demo --output {tmp}/noisy.png", "noisy.png exists; --force overwrites it"),
+    "picture of no noise": ("demo --output {tmp}/x.png --sigma nan", "sigma is nan"),
 }
 
 
@@ -173,9 +224,24 @@ def test_bad_commands_are_told_and_leave_nothing(
     (tmp_path / "empty").mkdir()
     (tmp_path / "small").mkdir()
     Image.fromarray(noisy[:20]).save(tmp_path / "small" / "a.png")
+    for name in ("there.tif", "there.safetensors"):
+        (tmp_path / name).write_bytes(b"the only copy")
+    if os.name != "nt":
+        links = {"link.tif": "a.tif", "again": "small", "circle": "circle", "circle.png": "circle.png"}
+        for name, target in links.items():
+            (tmp_path / name).symlink_to(target)
+        os.mkfifo(tmp_path / "pipe.png")
+    elif any(
+        word in BAD_COMMANDS[case][0] for word in ("link", "again", "circle", "pipe", "long", "/out")
+    ):
+        pytest.skip("Windows has no such files or other words for them")
+    (tmp_path / "tifs").mkdir()
+    Image.fromarray(noisy[:20]).save(tmp_path / "tifs" / "a.tif")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    entries = set(tmp_path.rglob("*"))
     command, message = BAD_COMMANDS[case]
-    assert main(command.format(tmp=tmp_path).split()) == 2
+    assert main(command.format(tmp=tmp_path, long=5000 * "a").split()) == 2
+    assert set(tmp_path.rglob("*")) == entries
     error = capsys.readouterr().err
     assert error.startswith("patchscore: ")
     assert message in error
@@ -222,6 +288,131 @@ def test_bad_uses_of_the_standard_deviation_are_refused(
     assert main(["denoise", "noisy.png", "clean.png", "--sigma", "20", *arguments]) == 2
     assert words in capfd.readouterr().err
     assert not Path("clean.png").exists()
+
+
+def test_images_of_one_name_keep_a_standard_deviation_each(noisy: np.ndarray, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name, image in (("a.png", noisy), ("A.jpg", noisy[::-1]), ("b.png", noisy)):
+        Image.fromarray(image[:24, :24]).save(tmp_path / "in" / name)
+    paths = [str(tmp_path / name) for name in ("in", "out", "std")]
+    assert main(["denoise", *paths[:2], "--sigma", "20", "--samples", "2", "--std", paths[2]]) == 0
+    assert sorted(path.name for path in (tmp_path / "std").iterdir()) == [
+        "A.jpg.tif",
+        "a.png.tif",
+        "b.tif",
+    ]
+
+
+def test_what_is_there_is_kept_unless_it_is_forced(
+    noisy: np.ndarray, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source, out, std = (tmp_path / name for name in ("in", "out", "std"))
+    source.mkdir()
+    out.mkdir()
+    std.mkdir()
+    for name in ("a.npy", "b.npy", "c.npy"):
+        np.save(source / name, noisy[:24, :24].astype(np.float32))
+    command = ["denoise", str(source), str(out), "--std", str(std), "--sigma", "20", "--samples", "2"]
+    finished = [out / "a.npy", std / "a.tif", std / "b.tif"]  # of b only the deviation was written
+    for path in finished:
+        path.write_bytes(b"finished")
+    assert main(command) == 2
+    assert "a.npy (and 2 more) exists; --skip-existing makes" in capfd.readouterr().err
+    assert main([*command, "--skip-existing"]) == 0
+    assert "1 of 3 images are done already" in capfd.readouterr().out
+    assert all(path.read_bytes() == b"finished" for path in finished)
+    assert sorted(path.name for path in out.iterdir()) == ["a.npy", "b.npy", "c.npy"]
+    np.testing.assert_array_equal(np.load(out / "b.npy"), np.load(out / "c.npy"))
+    assert main([*command, "--force"]) == 0
+    np.testing.assert_array_equal(np.load(out / "a.npy"), np.load(out / "c.npy"))
+    with pytest.raises(SystemExit):
+        main([*command, "--force", "--skip-existing"])
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), None]
+)
+def test_one_image_too_large_does_not_end_the_folder(
+    error: Exception | None, noisy: np.ndarray, tmp_path: Path,
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Memory that is too little by the estimate, or in spite of it; told before the next image."""
+    (tmp_path / "in").mkdir()
+    for name, size in (("a.png", 24), ("b.png", 60), ("c.png", 24)):
+        Image.fromarray(noisy[:size, :size]).save(tmp_path / "in" / name)
+    original, told = patchscore.cli.denoise, []
+
+    def denoise(image: patchscore.cli.NoisyImage, **options: object) -> np.ndarray:
+        told.append(capfd.readouterr().err)
+        if error is not None and image.pixels.shape[-1] == 60:
+            raise error
+        return original(image, **options)
+
+    monkeypatch.setattr(patchscore.cli, "denoise", denoise)
+    if error is None:
+        monkeypatch.setattr("patchscore.memory.free_bytes", lambda: 60 * 60 * 30 - 1)
+    command = ["denoise", str(tmp_path / "in"), str(tmp_path / "out"), "--sigma", "20"]
+    assert main([*command, "--prior", "natural-gray-fast"]) == 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
+    assert "b.png" in told[-1]
+    assert "memory" in told[-1]
+    assert "1 of 3 images could not be denoised" in capfd.readouterr().err
+
+
+def test_names_and_cards_do_not_control_the_terminal(
+    noisy: np.ndarray, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    escape = "\x1b]0;gotcha\x07\x1b[31m\x9b2J"
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.fromarray(noisy[:24, :24]).save(folder / f"{escape}.png")
+    (folder / f"{escape}b.png").write_text("not an image")
+    (folder / "\udcff.png").write_text("not an image")
+    assert main(["denoise", str(folder), str(tmp_path / "out"), "--prior", "natural-gray-fast"]) == 1
+    network = ps.PatchEnergy(3, width=16)
+    card = {"name": escape, "data": escape, "terms": escape}
+    ps.PatchPrior(network, card=card).save(tmp_path / "p.safetensors")
+    assert main(["info", str(tmp_path / "p.safetensors")]) == 0
+    assert main(["info", escape]) == 2
+    with pytest.raises(SystemExit):
+        main(["info", "natural-gray", escape])
+    out, error = capfd.readouterr()
+    assert not set("\x1b\x07\x9b") & set(out + error)
+    assert out.count("gotcha") == 4
+    assert error.count("gotcha") >= 3
+    assert "udcff" in error
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to catch")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_training_that_is_stopped_keeps_its_steps(
+    number: signal.Signals, noisy: np.ndarray, tmp_path: Path
+) -> None:
+    (tmp_path / "images").mkdir()
+    Image.fromarray(noisy).save(tmp_path / "images" / "a.png")
+    output = tmp_path / "p.safetensors"
+    command = f"train {tmp_path}/images -o {output} --steps 60 --width 8 --crop 32".split()
+    environment = os.environ | {"PYTHONPATH": str(Path(patchscore.__file__).parents[1])}
+    with subprocess.Popen(
+        [sys.executable, "-m", "patchscore", *command],
+        env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        seen = ""
+        while not re.search(r"\b1?[1-9]/60", seen):  # the bar shows steps
+            seen += process.stderr.read(1)
+        process.send_signal(number)
+        error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "give the same command again" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "p.safetensors.checkpoint"]
+    _, progress = load_tensors(tmp_path / "p.safetensors.checkpoint", kind=CHECKPOINT)
+    assert 0 < progress["step"] < 60
+    assert main(command) == 0
+    other = tmp_path / "straight.safetensors"
+    assert main([part.replace(str(output), str(other)) for part in command]) == 0
+    weights = [ps.load_prior(path, "cpu").network.state_dict() for path in (output, other)]
+    assert all(torch.equal(values, weights[1][name]) for name, values in weights[0].items())
 
 
 @pytest.fixture

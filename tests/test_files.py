@@ -7,7 +7,10 @@ import importlib.util
 import os
 import pickle
 import re
+import struct
 import tempfile
+import tracemalloc
+import zlib
 
 import numpy as np
 import png
@@ -594,7 +597,9 @@ def test_tiff_of_five_channels(tmp_path):
 
 def test_nothing_is_unpickled(tmp_path):
     np.save(tmp_path / "image.npy", np.array([[{}]], object), allow_pickle=True)
-    with refuses(tmp_path / "image.npy", "cannot be read: Object arrays cannot be loaded"):
+    with refuses(
+        tmp_path / "image.npy", "cannot be read: Array can't be memory-mapped: Python objects in dtype"
+    ):
         read_image(tmp_path / "image.npy")
     (tmp_path / "image.npy").write_bytes(pickle.dumps(noise((7, 5))))
     with refuses(tmp_path / "image.npy", "holds no NPY data"):
@@ -685,7 +690,7 @@ def test_places_that_cannot_be_written(tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", deny)
-    with refuses("cannot write", f"Permission denied ({tmp_path}); use another folder"):
+    with refuses("cannot write", f"Permission denied ({tmp_path}); use another folder or name"):
         check_writable(tmp_path / "b.png", image, dtype=np.uint8)
 
 
@@ -749,3 +754,126 @@ def test_folders_without_images(tmp_path):
     (tmp_path / "notes.txt").write_text("none here")
     with refuses("the folder", "holds no image file (.png .jpg .jpeg .tif .tiff .npy)"):
         image_files(tmp_path)
+
+
+# ---- files that would take more memory than there is
+
+
+@pytest.fixture
+def few_bytes(monkeypatch):
+    """A machine with one megabyte of free memory."""
+    monkeypatch.setattr("patchscore.memory.free_bytes", lambda: 10**6)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "shape", "dtype"),
+    [
+        (".png", (700, 700), np.uint8),
+        (".png", (400, 500), np.uint16),
+        (".png", (400, 400, 3), np.uint8),
+        (".jpg", (700, 700), np.uint8),
+        (".tif", (700, 700), np.uint8),
+        (".tif", (400, 400, 3), np.uint8),
+        (".tif", (250, 250), np.float64),
+        (".npy", (250, 250), np.float64),
+    ],
+)
+def test_an_image_larger_than_the_memory(tmp_path, few_bytes, suffix, shape, dtype):
+    path = tmp_path / f"image{suffix}"
+    write_image(path, ImageFile(np.zeros(shape, dtype)), dtype=dtype)
+    with refuses(path, "cannot be read", "GB of memory, and 0.001 GB are free"):
+        read_image(path)
+    half = np.zeros((shape[0] // 2, *shape[1:]), dtype)[: shape[0] // 4]
+    write_image(path, ImageFile(half), dtype=dtype)
+    assert_same(read_image(path).pixels, half)
+
+
+def write_bomb(path, side=50_000):
+    """Zeros of side x side pixels, in a small file."""
+    if path.suffix == ".tif":
+        row = zlib.compress(bytes(side * 50))
+        with tifffile.TiffWriter(path) as file:
+            parts, options = iter([row] * (side // 50)), {"rowsperstrip": 50, "metadata": None}
+            file.write(parts, shape=(side, side), dtype=np.uint8, compression="zlib", **options)
+    else:
+        data = zlib.compress(bytes(2 * 10**9 // 1000))  # its first rows will do
+        header = struct.pack("!2I5B", side, side, 8, 0, 0, 0, 0)
+        with path.open("wb") as file:
+            png.write_chunks(file, [(b"IHDR", header), (b"IDAT", data), (b"IEND", b"")])
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".png"])
+def test_a_bomb_is_refused_by_its_header(tmp_path, suffix, monkeypatch):
+    """2.5 GB of zeros, of which none are made."""
+    monkeypatch.setattr("patchscore.memory.free_bytes", lambda: 5 * 10**9)
+    path = tmp_path / f"image{suffix}"
+    write_bomb(path)
+    assert path.stat().st_size < 2.5e6 + 1e5
+    tracemalloc.start()
+    with refuses(path, "an image of 50000 x 50000 pixels needs 7.5 GB of memory, and 5 GB are free"):
+        read_image(path)
+    assert tracemalloc.get_traced_memory()[1] < 5e7
+    tracemalloc.stop()
+
+
+def test_memory_that_ends_while_reading(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError
+
+    write_image(tmp_path / "image.npy", ImageFile(noise((7, 5))), dtype=np.uint8)
+    monkeypatch.setattr(np, "load", fail)
+    with refuses("there is not enough memory for", "image.npy"):
+        read_image(tmp_path / "image.npy")
+
+
+# ---- numbers that no image has
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("suffix", "dtype"), [(".png", np.uint8), (".tif", np.float32)])
+def test_what_is_not_finite_is_not_written(tmp_path, value, suffix, dtype):
+    pixels = np.ones((7, 5))
+    pixels[2, 3] = value
+    with refuses("cannot write", "there are NaN or infinite pixels"):
+        write_image(tmp_path / f"image{suffix}", ImageFile(pixels), dtype=dtype)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [(np.float16, 65504), (np.float32, 3.4028235e38)])
+def test_floats_are_clipped_to_what_the_file_holds(tmp_path, dtype, largest):
+    path = tmp_path / "image.tif"
+    write_image(path, ImageFile(np.array([[-1e300, 1.5, 1e300]])), dtype=dtype)
+    assert_same(read_image(path).pixels, np.array([[-largest, 1.5, largest]], dtype))
+
+
+# ---- folders and files that may not be read
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root can become somebody else")
+def test_what_another_user_may_not_read(tmp_path):
+    folder = tmp_path / "private"
+    folder.mkdir()
+    write_image(folder / "image.png", ImageFile(noise((7, 5))), dtype=np.uint8)
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(0o755)
+    folder.chmod(0)
+    os.seteuid(65534)
+    try:
+        with refuses("the folder", "private cannot be read: Permission denied"):
+            image_files(folder)
+        with refuses("there is no file", "image.png"):
+            read_image(folder / "image.png")
+        with refuses("cannot write", "private"):
+            write_image(folder / "other.png", ImageFile(noise((7, 5))), dtype=np.uint8)
+    finally:
+        os.seteuid(0)
+
+
+def test_folders_that_cannot_be(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    write_image(tmp_path / "image.png", ImageFile(noise((7, 5))), dtype=np.uint8)
+    for path in (tmp_path / "loop", tmp_path / "image.png" / "inside", tmp_path / ("a" * 300)):
+        with refuses("there is no folder"):
+            image_files(path)
+        with refuses("there is no file"):
+            read_image(path / "image.png")

@@ -432,7 +432,7 @@ from patchscore.learning.matching import denoising_score_matching
 from patchscore.priors.energy import ConvEnergy
 from patchscore.priors.prior import PatchPrior
 
-checkpoint, output, optimizer, seed, delay = sys.argv[1:]
+checkpoint, output, optimizer, steps, seed, delay = sys.argv[1:]
 calls = 0
 
 def objective(prior, clean, sigma, *, generator):
@@ -446,7 +446,7 @@ torch.manual_seed(int(seed))
 prior = PatchPrior(ConvEnergy((5, 3, 3), (1, 2, 3), 1, 64))  # rounding differs with alignment
 images = np.random.default_rng(0).normal(size=(3, 44, 48)).cumsum(1)
 history = fit(
-    prior, images, sigmas=(0.2, 0.8), crop=40, boundary="symmetric", batch_size=2, steps=40,
+    prior, images, sigmas=(0.2, 0.8), crop=40, boundary="symmetric", batch_size=2, steps=int(steps),
     learning_rate=0.01, average=0.9, optimizer=optimizer, objective=objective, checkpoint=checkpoint,
     checkpoint_every=4, progress=False,
 )
@@ -454,6 +454,7 @@ weights = {name: p.detach().numpy() for name, p in prior.network.named_parameter
 np.savez(output, calls=calls, loss=history.loss, **weights)
 """
 KILLS = int(os.environ.get("PATCHSCORE_KILLS", "2"))  # 20 take three minutes
+STEPS = 20 + 10 * KILLS
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "soap"])
@@ -465,7 +466,7 @@ def test_a_run_that_is_killed_again_and_again_ends_at_the_same_bits(optimizer, t
 
     def start(checkpoint, output, *, seed, delay):
         files = [str(tmp_path / checkpoint), str(tmp_path / output)]
-        command = [sys.executable, "-c", SCRIPT, *files, optimizer, str(seed), str(delay)]
+        command = [sys.executable, "-c", SCRIPT, *files, optimizer, str(STEPS), str(seed), str(delay)]
         return subprocess.Popen(command, env=environment)
 
     def written():
@@ -484,12 +485,12 @@ def test_a_run_that_is_killed_again_and_again_ends_at_the_same_bits(optimizer, t
     assert straight.wait(timeout=300) == 0
     assert not (tmp_path / "never.npz").exists()
     step = load_tensors(checkpoint, kind=KIND)[1]["step"]
-    assert 0 < step < 40
+    assert 0 < step < STEPS
 
     assert start("cut.safetensors", "resumed.npz", seed=99, delay=0).wait(timeout=300) == 0
     one, other = np.load(tmp_path / "straight.npz"), np.load(tmp_path / "resumed.npz")
-    assert one["calls"] == 40
-    assert other["calls"] == 40 - step
+    assert one["calls"] == STEPS
+    assert other["calls"] == STEPS - step
     for name in set(one.files) - {"calls"}:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
     assert not list(tmp_path.glob(".*")), "unfinished files of killed processes stay"

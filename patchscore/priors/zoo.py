@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -41,12 +42,12 @@ def load_prior(name_or_path: str | Path, device: str | torch.device = "auto") ->
     if str(name_or_path) in bundled_priors():
         with as_file(WEIGHTS / f"{name_or_path}{SUFFIX}") as path:
             prior = PatchPrior.load(path)
-    elif Path(name_or_path).is_file():
+    elif os.path.isfile(str(name_or_path)):  # where Path.is_file raises an error for some names
         prior = PatchPrior.load(name_or_path)
     else:
         raise InputError(
-            f"there is no prior {str(name_or_path)!r}: it is neither a file nor one of the bundled "
-            f"priors ({', '.join(bundled_priors())})."
+            f"there is no prior {str(name_or_path)[:200]!r}: it is neither a file nor one of the "
+            f"bundled priors ({', '.join(bundled_priors())})."
         )
     return prior.to(where).requires_grad_(False)
 
@@ -60,8 +61,8 @@ def find_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros((), device=found).item()  # a device without numbers, such as "meta", is none
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise InputError(
             f"the device {str(device)!r} cannot be used here ({str(error).splitlines()[0]}); use "
             f'"cpu", or "auto" to take CUDA when there is one. CUDA devices found: '
