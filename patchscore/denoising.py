@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -21,7 +22,8 @@ from patchscore.errors import InputError
 from patchscore.inference.diffusion import sample_denoised
 from patchscore.measurements.noisy_image import NoisyImage
 from patchscore.priors.prior import PatchPrior
-from patchscore.priors.zoo import find_device, load_prior
+from patchscore.priors.zoo import bundled_priors, find_device, load_prior
+from patchscore.randomness import seeded
 
 
 @overload
@@ -78,7 +80,7 @@ def denoise(
         :class:`~patchscore.measurements.noisy_image.NoisyImage`.
     sigma
         The noise level in the unit of the image. By default it is estimated from the finest wavelet
-        coefficients (Donoho and Johnstone 1994, by ``skimage.restoration.estimate_sigma``), which
+        coefficients (Donoho and Johnstone 1994, as by ``skimage.restoration.estimate_sigma``), which
         overestimates it on fine texture and underestimates it where the noise is correlated.
     prior
         The name of a bundled prior, the path of a prior file, or a :class:`PatchPrior`.
@@ -122,11 +124,11 @@ def denoise(
     levels that the prior was not trained for (``patchscore info`` lists them).
     """
     noisy = NoisyImage.of(image, sigma, channel_axis=channel_axis)
-    if return_std and not (isinstance(samples, int) and samples > 1):
+    if return_std and not (isinstance(samples, int | np.integer) and samples > 1):
         raise InputError(f"samples is {samples!r}; a standard deviation needs two or more.")
     prior = _on_device(prior, device)
     noisy.split(prior.network.channels)  # checks them before any work
-    generator = generator or torch.Generator().manual_seed(0)
+    generator = seeded(generator)
     if noisy.sigma == 0:
         warnings.warn(
             "the estimated noise level is zero, so the image is returned as it is; give sigma if there "
@@ -135,10 +137,14 @@ def denoise(
         )
         same = noisy.to_array(noisy.pixels.astype(noisy.dtype))
         return (same, np.zeros_like(same)) if return_std else same
+    doubts: Sequence[str] = ()
     if adapt:
         prior, report = adapt_prior(prior, noisy, generator=generator, progress=progress)
-        for text in report.warnings:
-            warnings.warn(text, stacklevel=2)
+        doubts = report.warnings
+    else:
+        doubts = noisy.doubts(prior)
+    for text in doubts:
+        warnings.warn(text, stacklevel=2)
     seen = noisy.seen_by(prior)
     with torch.inference_mode():
         estimate = seen.estimate(prior.denoise(seen.y, seen.sigma))
@@ -151,6 +157,11 @@ def denoise(
 
 
 def _on_device(prior: str | Path | PatchPrior, device: str | torch.device) -> PatchPrior:
+    if not isinstance(prior, str | Path | PatchPrior):
+        raise InputError(
+            f"the prior is {prior!r:.100}; expected a PatchPrior, a name (one of "
+            f"{', '.join(bundled_priors())}) or a file."
+        )
     if not isinstance(prior, PatchPrior):
         return load_prior(prior, device)
     where = prior.network.device if device == "auto" else find_device(device)

@@ -20,6 +20,7 @@ def seeded(generator: torch.Generator | None) -> torch.Generator:
     """
     if generator is None:
         return torch.Generator().manual_seed(0)
+    check_generator(generator)
     if generator.device.type != "cpu":
         raise InputError(
             f"the generator is on {generator.device}; expected one on the CPU, so that a run draws the "
@@ -28,8 +29,21 @@ def seeded(generator: torch.Generator | None) -> torch.Generator:
     return generator
 
 
+def check_generator(generator: object) -> None:
+    """Raise :class:`InputError` unless it is a generator of PyTorch."""
+    if not isinstance(generator, torch.Generator):
+        raise InputError(
+            f"the generator is {generator!r:.100}; expected one of PyTorch: "
+            "torch.Generator().manual_seed(0)."
+        )
+
+
 def generator_like(x: Tensor, generator: torch.Generator) -> torch.Generator:
-    """A new generator on the device of x, seeded by one number of another generator."""
+    """A new generator on the device of x, seeded by one number of another generator.
+
+    Raises :class:`InputError` if that is no generator of PyTorch.
+    """
+    check_generator(generator)
     seed = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
     return torch.Generator(x.device).manual_seed(int(seed))
 

@@ -56,6 +56,124 @@ def test_one_pixel_does_not_move_those_out_of_its_reach(
     assert (found - expected)[..., out].abs().max() < rounding
 
 
+def test_an_array_says_what_is_no_pixel(x: torch.Tensor) -> None:
+    """Marks for missing data and masked arrays are refused by name, by every door."""
+    image = np.tile(x[0, 0].numpy(), (2, 2))
+    marked = image.copy()
+    marked[20, 21] = -3.4e38
+    masked = np.ma.masked_less(image, 0.2)
+    prior = ps.load_prior("natural-gray-fast", "cpu")
+    for call in (
+        lambda y: ps.denoise(y, 0.1, prior=prior),
+        lambda y: ps.denoise(y, prior=prior),
+        lambda y: ps.adapt(prior, y, 0.1, progress=False),
+        lambda y: ps.surprise(prior, y, 0.1),
+    ):
+        with pytest.raises(ps.InputError, match=r"value -3.4e\+38 at \(.*20, 21\).*missing data"):
+            call(marked)
+        with pytest.raises(ps.InputError, match="is a masked array, and .* values are masked"):
+            call(masked)
+    with pytest.raises(ps.InputError, match="image 0 is a masked array"):
+        ps.fit(ps.PatchPrior(ps.PatchEnergy(3)), [masked], sigmas=(0.1, 0.2), steps=1)
+    # Without masked pixels it is an array.
+    open_mask = np.ma.masked_less(image, -100)
+    np.testing.assert_array_equal(
+        ps.denoise(open_mask, 0.1, prior=prior), ps.denoise(image, 0.1, prior=prior)
+    )
+
+
+@pytest.mark.parametrize("unit", [1e-320, 1e-300, 1e-47, 1e37, 1e290])
+def test_an_array_is_denoised_in_any_unit_of_float64(
+    unit: float, fast: ps.PatchPrior, x: torch.Tensor
+) -> None:
+    image = x[0, 0].double().numpy()
+    for sigma in (0.1, None):
+        expected = ps.denoise(image, sigma, prior=fast)
+        found = ps.denoise(unit * image, sigma and unit * sigma, prior=fast)
+        rounding = max(1e-5, 1e-323 / unit)  # subnormal numbers have few digits
+        assert np.abs(found / unit - expected).max() < rounding
+
+
+def test_a_level_far_below_rounding_changes_nothing(fast: ps.PatchPrior, x: torch.Tensor) -> None:
+    image = x[0, 0].double().numpy()
+    with pytest.warns(UserWarning, match="sigma is 1e-20, which is 1e-20 of the range of the image"):
+        found = ps.denoise(image, 1e-20, prior=fast)
+    assert np.abs(found - image).max() < 1e-15
+    with pytest.raises(ps.InputError, match="more than the prior can hold: scale the image"):
+        ps.denoise(image, 1e-300, prior=fast)
+    with pytest.raises(ps.InputError, match="has values up to 1.5e.308; divide it"):
+        ps.denoise(image / image.max() * 1.5e308, 1e307, prior=fast)
+
+
+def test_a_result_that_is_not_finite_is_refused(x: torch.Tensor) -> None:
+    broken = ps.load_prior("natural-gray-fast", "cpu")
+    torch.nn.init.constant_(broken.network.biases[0], torch.nan)
+    with pytest.raises(
+        ps.InputError, match="the result has values beyond float32, or the prior is brok"
+    ):
+        ps.denoise(x[0, 0], 0.1, prior=broken)
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", ">u2", "<f4", ">f2"])
+def test_the_order_of_bytes_does_not_matter(dtype: str, fast: ps.PatchPrior, x: torch.Tensor) -> None:
+    image = (100 * x[0, 0].numpy()).clip(0).astype(dtype)
+    found = ps.denoise(image, 10.0, prior=fast)
+    expected = ps.denoise(image.astype(image.dtype.newbyteorder("=")), 10.0, prior=fast)
+    assert found.dtype == expected.dtype
+    assert found.dtype == (np.float64 if dtype in (">f8", ">u2") else np.float32)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_level_in_the_wrong_unit_is_told(fast: ps.PatchPrior) -> None:
+    clean = camera().astype(np.float64)[100:228, 100:228]
+    noise = np.random.default_rng(0).standard_normal(clean.shape)
+    with pytest.warns(UserWarning, match="sigma is 25, but all pixels .* in the unit of the image"):
+        ps.denoise(clean / 255, 25, prior=fast)
+    with pytest.warns(UserWarning, match=r"sigma is 0.098, which is 0.000\d of the range"):
+        ps.denoise(clean + 25 * noise, 25 / 255, prior=fast)
+    for sigma in (1.0, 25.0, 60.0, 200.0):  # the training range, and noise far above it: no warning
+        ps.denoise(clean + sigma * noise, sigma, prior=fast)
+        ps.denoise(127 + sigma * noise, sigma, prior=fast)
+
+
+def test_a_level_far_from_the_training_is_told_where_there_is_a_unit(x: torch.Tensor) -> None:
+    prior = ps.PatchPrior(
+        ps.PatchEnergy(3, scale_invariant=False), card={"training": {"sigmas": [1, 2]}}
+    )
+    image = 100 * x[0, 0].numpy()
+    with pytest.warns(UserWarning, match="trained on levels from 1 to 2: it is unreliable at others"):
+        ps.denoise(image, 10.0, prior=prior)
+    ps.denoise(image, 5.0, prior=prior)
+
+
+def test_clipped_noise_is_told(fast: ps.PatchPrior) -> None:
+    clean = camera().astype(np.float64)[100:356, 100:356]
+    noise = np.random.default_rng(0).standard_normal(clean.shape)
+    clipped = np.clip(clean + 80 * noise, 0, 255).astype(np.uint8)
+    with pytest.warns(UserWarning, match="the noise seems to be clipped"):
+        ps.denoise(clipped, prior=fast)
+    ps.denoise(clipped, 80.0, prior=fast)
+    ps.denoise(np.clip(clean + 10 * noise, 0, 255).astype(np.uint8), prior=fast)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"channel_axis": "last"}, "channel_axis is 'last'; expected three"),
+        ({"channel_axis": (0,)}, r"channel_axis is \(0,\); expected three"),
+        ({"channel_axis": 1.0}, "channel_axis is 1.0; expected three"),
+        ({"prior": None}, "the prior is None; expected a PatchPrior, a name"),
+        ({"device": None}, "device None cannot be used"),
+        ({"generator": np.random.default_rng(0)}, "expected one of PyTorch"),
+        ({"samples": "many", "return_std": True}, "samples is 'many'"),
+    ],
+)
+def test_options_of_the_wrong_type_are_refused(options: dict, message: str, fast: ps.PatchPrior) -> None:
+    image = np.random.default_rng(0).random((3, 20, 20) if "channel_axis" in options else (20, 20))
+    with pytest.raises(ps.InputError, match=message):
+        ps.denoise(image, 0.1, **{"prior": fast, **options})
+
+
 @pytest.mark.parametrize("unit", [1e-31, 1e-25, 1e-12, 1e12, 1e20, 1e33])
 def test_a_prior_denoises_in_any_unit_of_float32(
     unit: float, fast: ps.PatchPrior, x: torch.Tensor

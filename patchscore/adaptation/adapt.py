@@ -189,6 +189,7 @@ def adapt(
     # The last check evaluates both halves, and its time counts.
     last_look = 2 * (time.perf_counter() - first_look)
     warnings, obstacle = suspicions(residuals)
+    warnings = (*(text for image in noisy for text in image.doubts(prior)), *warnings)
     if not any(image.half.any() for image in images):
         obstacle = "the images are too small to be split into two halves that evaluate each other"
     doubt = max(image.sigma_error for image in noisy)

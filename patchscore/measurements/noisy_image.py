@@ -1,9 +1,9 @@
 """A noisy image: its pixels, its noise level, and how accurately that level is known.
 
     y = (pixels - offset) / unit          what a prior sees
-    unit x + offset                       its estimate x, in the unit of the image
+    pixels + unit (x - y)                 its estimate x, in the unit of the image
 
-The unit is the noise level if the prior is invariant to amplitude, and the offset is the mean if it is
+The unit is the noise level if the prior is invariant to amplitude, and the offset is the median if it is
 invariant to brightness; otherwise they are 1 and 0. They change estimates by rounding only, and make
 float32 accurate enough for images in any unit.
 """
@@ -20,11 +20,15 @@ from torch import Tensor
 from patchscore.checks import check_noise_level
 from patchscore.errors import InputError
 from patchscore.images import numeric_array
-from patchscore.measurements.noise import estimated_sigma
+from patchscore.measurements.noise import doubts_about_level, estimated_sigma, some_pixels
 from patchscore.protocols import Score
 
 # The relative error of a noise level that the user gives, and of an estimated one.
 GIVEN_ERROR, ESTIMATED_ERROR = 0.005, 0.1
+# In float32, a prior needs room for sums of pixels. Further from the median of an image, in units of
+# its noise and of its spread, are marks for missing data: "no data" of 1e30, -3.4e38, ...
+ROOM = {np.float32: 1e30, np.float64: 1e300}
+NO_DATA = 1e8
 # Large images are scaled in float64 a part at a time, so that there is no second copy of them.
 ROWS_AT_ONCE = 256
 
@@ -90,6 +94,7 @@ class NoisyImage:
         if sigma_error is None:
             sigma_error = ESTIMATED_ERROR if sigma is None else GIVEN_ERROR
         sigma = estimated_sigma(array, channel_axis) if sigma is None else check_noise_level(sigma)
+        _check_no_marks(array, some_pixels(pixels), sigma, name)
         return cls(pixels, sigma, sigma_error, channel_axis)
 
     @property
@@ -123,15 +128,30 @@ class NoisyImage:
         batch = len(self.split(getattr(network, "channels", len(self.pixels))))
         like = getattr(network, "like", torch.empty(0, dtype=torch.float64))
         centered = getattr(network, "brightness_invariant", False)
-        offset = float(self.pixels.mean(dtype=np.float64)) if centered else 0.0
+        offset = float(np.median(some_pixels(self.pixels))) if centered else 0.0
         unit = self.sigma if getattr(prior, "scale_invariant", False) else 1.0
         dtype = np.float32 if like.dtype == torch.float32 else np.float64
+        ends = float(self.pixels.max()) - offset, offset - float(self.pixels.min())
+        if max(ends) > ROOM[dtype] * unit:
+            raise InputError(
+                f"the image has values up to {max(ends):.3g} and sigma is {self.sigma:.3g}, which is "
+                "more than the prior can hold: scale the image to about [0, 1] and give its noise level."
+            )
         values: np.ndarray = np.empty(self.pixels.shape, dtype)
-        for top in range(0, values.shape[1], ROWS_AT_ONCE):
-            rows = slice(top, top + ROWS_AT_ONCE)
+        for rows in _parts(values):
             values[:, rows] = (self.pixels[:, rows].astype(np.float64) - offset) / unit
         y = torch.from_numpy(values).to(like)
         return Seen(self, y.view(batch, -1, *y.shape[1:]), self.sigma / unit, unit, offset)
+
+    def doubts(self, prior: Score) -> list[str]:
+        """What speaks against the noise level, or for a wrong unit, in words."""
+        card = getattr(prior, "card", {})
+        trained = card.get("training", {}).get("sigmas")
+        relative = getattr(prior, "scale_invariant", False)
+        if relative and "0..1" not in str(card.get("data")):
+            trained = None  # the range of the training images is not known
+        estimated = self.sigma_error >= ESTIMATED_ERROR
+        return doubts_about_level(self.pixels, self.sigma, estimated, trained, relative=relative)
 
     def to_array(self, values: np.ndarray) -> np.ndarray:
         """(C, H, W) values in the shape of the input."""
@@ -158,18 +178,47 @@ class Seen:
 
     def estimate(self, x: Tensor) -> np.ndarray:
         """An estimate like y, in the unit and the shape of the input."""
-        values = self._scaled(x)
-        np.add(values, self.offset, out=values)
-        return self.image.to_array(values)
+        return self._in_unit(x, self.y)
 
     def deviation(self, x: Tensor) -> np.ndarray:
         """A standard deviation like y, in the unit and the shape of the input."""
-        return self.image.to_array(self._scaled(x))
+        return self._in_unit(x)
 
-    def _scaled(self, x: Tensor) -> np.ndarray:
-        values = x.reshape(self.image.pixels.shape).cpu().numpy().astype(self.image.dtype)
-        np.multiply(values, self.unit, out=values)
-        return values
+    def _in_unit(self, x: Tensor, y: Tensor | None = None) -> np.ndarray:
+        """unit x; or pixels + unit (x - y), in which pixels far above the noise keep their digits."""
+        pixels = self.image.pixels
+        values: np.ndarray = np.empty(pixels.shape, self.image.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for rows in _parts(values):
+                part = x.reshape(pixels.shape)[:, rows]
+                part = part if y is None else part - y.reshape(pixels.shape)[:, rows]
+                scaled = self.unit * part.cpu().double().numpy()
+                values[:, rows] = scaled if y is None else pixels[:, rows] + scaled
+        if not np.isfinite(values).all():
+            raise InputError(
+                f"the result has values beyond {values.dtype}, or the prior is broken: scale the image "
+                "to about [0, 1], and give its noise level."
+            )
+        return self.image.to_array(values)
+
+
+def _parts(values: np.ndarray) -> list[slice]:
+    """The rows of (C, H, W), a part at a time."""
+    return [slice(top, top + ROWS_AT_ONCE) for top in range(0, values.shape[1], ROWS_AT_ONCE)]
+
+
+def _check_no_marks(array: np.ndarray, some: np.ndarray, sigma: float, name: str) -> None:
+    """Raise :class:`InputError` if a pixel is so far from the others that it marks missing data."""
+    center = np.median(some)
+    spread = np.median(np.abs(some - center))
+    above, below = float(array.max()) - center, center - float(array.min())
+    if spread > 0 and max(above, below) > NO_DATA * max(spread, sigma):
+        place = np.unravel_index(array.argmax() if above > below else array.argmin(), array.shape)
+        raise InputError(
+            f"{name} has the value {array[place]:.6g} at {tuple(int(i) for i in place)}, far from all "
+            f"others (their median is {center:.3g}): if it marks missing data, replace such values "
+            "first (for example with scikit-image's inpaint_biharmonic)."
+        )
 
 
 def _channels_first(array: np.ndarray, channel_axis: int | None, name: str) -> np.ndarray:
@@ -183,9 +232,10 @@ def _channels_first(array: np.ndarray, channel_axis: int | None, name: str) -> n
         if array.ndim != 2:
             raise InputError(f"{name} has shape {array.shape}; expected two dimensions, (H, W).")
         return array[None]
-    if array.ndim != 3 or not -3 <= channel_axis < 3:
+    axis = isinstance(channel_axis, int | np.integer) and not isinstance(channel_axis, bool)
+    if array.ndim != 3 or not (axis and -3 <= channel_axis < 3):
         raise InputError(
-            f"{name} has shape {array.shape} and channel_axis is {channel_axis}; expected three "
-            "dimensions and one of them."
+            f"{name} has shape {array.shape} and channel_axis is {channel_axis!r}; expected three "
+            "dimensions and one of them, -3 to 2."
         )
     return np.moveaxis(array, channel_axis, 0)
