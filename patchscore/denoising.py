@@ -143,9 +143,9 @@ def denoise(
         doubts = report.warnings
     else:
         doubts = noisy.doubts(prior)
+    seen = noisy.seen_by(prior)
     for text in doubts:
         warnings.warn(text, stacklevel=2)
-    seen = noisy.seen_by(prior)
     with torch.inference_mode():
         estimate = seen.estimate(prior.denoise(seen.y, seen.sigma))
     if not return_std:

