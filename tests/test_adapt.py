@@ -434,6 +434,9 @@ def test_a_prior_without_weights_or_a_generator_elsewhere_is_refused(prior, nois
     patches = ps.PatchPrior(GaussianPatches((3, 3)), assembly="mean")
     with pytest.raises(InputError, match="GaussianPatches has no parameters"):
         quietly(patches, noisy)
-    elsewhere = SimpleNamespace(device=torch.device("cuda"))
+
+    class Elsewhere(torch.Generator):
+        device = torch.device("cuda")
+
     with pytest.raises(InputError, match="the generator is on cuda"):
-        adapt(prior, noisy, SIGMA, generator=elsewhere)
+        adapt(prior, noisy, SIGMA, generator=Elsewhere())
