@@ -203,7 +203,10 @@ BAD_COMMANDS = {
         "train {tmp}/small -o {tmp}/p.safetensors --crop 99999999999",
         "smaller than the crop",
     ),
-    "late sigmas": ("train {tmp}/small -o {tmp}/p.safetensors --sigmas 3 2", "expected the lowest and the highest"),
+    "late sigmas": (
+        "train {tmp}/small -o {tmp}/p.safetensors --sigmas 3 2",
+        "the lowest and the highest",
+    ),
     "a photograph as prior": ("train {tmp}/small -o {tmp}/noisy.png --force", "does not end in .safet"),
     "adapt to a photograph": ("adapt {tmp}/small -o {tmp}/noisy.png", "does not end in .safetensors"),
     "other weights": ("train {tmp}/small -o {tmp}/there.safetensors --force", "not a patchscore prior"),
