@@ -136,7 +136,7 @@ def test_the_gain_is_that_of_the_halves_and_the_mean_is_no_worse(prior, z_score)
         clean, y = drawn(seed)
         search, image, old = searched(prior, y[0, 0].numpy(), seed)
         assert torch.equal(image.half, random_halves(SIDE, SIDE, seeded(seed)))
-        truth = (clean - y.mean()) / SIGMA
+        truth = (clean - np.median(y)) / SIGMA
 
         def left(response, where, truth=truth):
             return (response.estimate - truth).square()[..., where].sum().item()
@@ -440,3 +440,13 @@ def test_a_prior_without_weights_or_a_generator_elsewhere_is_refused(prior, nois
 
     with pytest.raises(InputError, match="the generator is on cuda"):
         adapt(prior, noisy, SIGMA, generator=Elsewhere())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_error_near_zero_is_no_scale_for_gains(bundled, seed):
+    """On a flat image hardly any error is left, and its estimate is all chance."""
+    flat = 100 + 20 * np.random.default_rng(seed).standard_normal((32, 32))
+    adapted, report = adapt(bundled, flat, 20.0, max_steps=15, progress=False)
+    assert adapted is bundled
+    assert "too uncertain to measure a gain: give more or larger images" in report.reason
+    assert report.checks == ()

@@ -265,3 +265,14 @@ def test_blocks_do_not_show(normal, error, monkeypatch):
 def test_bad_parameters_are_refused(build, message):
     with pytest.raises(InputError, match=message):
         build()
+
+
+@pytest.mark.parametrize(
+    "network", [StudentT((4, 1, 3, 3), scale_invariant=False), TotalVariation(1.0, blurred=False)]
+)
+def test_a_density_of_clean_images_says_that_it_is_no_denoiser(network) -> None:
+    x = torch.ones(1, 1, 8, 8)
+    with pytest.warns(UserWarning, match="is a density of clean images, not of noisy ones"):
+        PatchPrior(network).requires_grad_(False).denoise(x, 0.1)
+    PatchPrior(StudentT((4, 1, 3, 3))).denoise(x, 0.1)
+    PatchPrior(TotalVariation(1.0)).denoise(x, 0.1)

@@ -170,6 +170,39 @@ def test_options_of_the_wrong_type_are_refused(options: dict, message: str, fast
         ps.denoise(image, 0.1, **{"prior": fast, **options})
 
 
+@pytest.mark.parametrize("bound", [True, False])
+def test_every_evaluation_is_counted(bound: bool) -> None:
+    """Also those that measure the curvature."""
+    field = ps.GaussianCliques.exponential((8, 8), std=1.0, length=2.0)
+
+    class Counting:
+        calls = 0
+
+        def score(self, x: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return field.score(x, sigma)
+
+    class Bounded(Counting):
+        def curvature_bound(self, sigma: float) -> float:
+            return 1 / sigma**2
+
+    x0 = torch.zeros(2, 1, 8, 8, dtype=torch.float64)
+    settings = {"generator": torch.Generator().manual_seed(0), "progress": False}
+    for sampler in (
+        lambda model: ps.langevin(model, x0, sigma=0.5, steps=3, **settings),
+        lambda model: annealed_langevin(model, x0, sigmas=[0.5, 0.4], steps_per_level=2, **settings),
+        lambda model: predictor_corrector(model, x0, sigmas=[0.5, 0.4, 0.3], **settings),
+        lambda model: ps.sample_denoised(model, x0, 0.5, 2, **settings),
+        lambda model: ps.map_estimate(model, x0 + 1, sigma=0.5, max_steps=3, progress=False),
+    ):
+        model = Bounded() if bound else Counting()
+        result = sampler(model)
+        # The reverse diffusion draws both samples in one batch.
+        assert result.evaluations == model.calls * (
+            2 if result.reason.endswith("samples are done") else 1
+        )
+
+
 @pytest.mark.parametrize("unit", [1e-31, 1e-25, 1e-12, 1e12, 1e20, 1e33])
 def test_a_prior_denoises_in_any_unit_of_float32(
     unit: float, fast: ps.PatchPrior, x: torch.Tensor

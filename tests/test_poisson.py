@@ -172,7 +172,7 @@ def test_the_log_density_is_concave_and_bends_less_than_the_bound(normal) -> Non
         bound = likelihood.curvature_bound(sigma)
         for scale in (0.1, 3.0, 100.0):
             a, b = scale * normal(5, 1, *SHAPE), scale * normal(5, 1, *SHAPE, seed=1)
-            found = curvature(likelihood, a, sigma)
+            found = curvature(likelihood, a, sigma).value
             assert bool((found <= bound * (1 + 1e-3)).all())
             middle = likelihood.log_prob((a + b) / 2, sigma)
             ends = (likelihood.log_prob(a, sigma) + likelihood.log_prob(b, sigma)) / 2

@@ -100,7 +100,7 @@ def test_gain_and_error_bar(count, linear, truth, where, z_score):
     w, v = linear
     e, m = v - w, where.flatten().double()
     generator = seeded(count)
-    risks, errors, variances = [], [], []
+    risks, errors, variances, risk_variances = [], [], [], []
     for _ in range(3000):
         y = truth + SIGMA * torch.randn(truth.shape, dtype=torch.float64, generator=generator)
         probes = random_signs(count, y, generator)
@@ -112,9 +112,21 @@ def test_gain_and_error_bar(count, linear, truth, where, z_score):
         risks.append(gain.risk - before)
         errors.append(gain.gain - (before - after))
         variances.append(gain.variance)
+        risk_variances.append(gain.risk_variance)
     assert gain.pixels == m.sum()
     assert z_score(risks, 0) < Z
     assert z_score(errors, 0) < Z
+
+    # E (|M (D y - x)|^2 - risk)^2 of D y = W y, in the same way.
+    residual, mw = m[:, None] * (w - torch.eye(N, dtype=w.dtype)), m[:, None] * w
+    left = (residual @ truth.flatten()).square().sum() / SIGMA**2 + residual.square().sum()
+    off = (mw + mw.T) / 2
+    off = off - off.diagonal().diag()
+    exact = 4 * left + 4 * (mw * mw.T).sum() - 2 * m.sum() + 8 * off.square().sum() / count
+    assert z_score(np.square(risks), exact.item()) < Z
+    stated = 4 * left + 4 * mw.square().sum() * (1 + 2 / count) - 2 * m.sum()
+    assert z_score(risk_variances, stated.item()) < Z
+    assert exact <= stated
 
     me = m[:, None] * e
     moved = (me @ truth.flatten()).square().sum() / SIGMA**2 + me.square().sum()  # E |M E y|^2 / sigma^2

@@ -194,6 +194,7 @@ def adapt(
         obstacle = "the images are too small to be split into two halves that evaluate each other"
     doubt = max(image.sigma_error for image in noisy)
     search = Search(exact, images, before, learning_rate, doubt, generator)
+    obstacle = obstacle or search.obstacle()
     if obstacle is None:
         with tqdm(total=max_steps, unit="step", disable=not progress) as bar:
             search.run(max_steps, start + max_seconds - last_look, bar)

@@ -35,6 +35,8 @@ AVERAGE = 0.9
 # After a check without a better bound the descent restarts from the best weights, at half the rate.
 HALVINGS = 4
 STANDARD_ERRORS = 2.0
+# A risk that is known less well is no scale for gains.
+RISK_ERRORS = 3.0
 
 
 class Check(NamedTuple):
@@ -99,6 +101,22 @@ class Search:
         self.checks: list[Check] = []
         self.ended = "all steps were taken"
 
+    def obstacle(self) -> str | None:
+        """Why gains cannot be measured on these images, if they cannot."""
+        everywhere = [torch.ones_like(image.half) for image in self.images]
+        found = [
+            estimated_gain(old, old, image.y, image.sigma, image.probes, where)
+            for image, old, where in zip(self.images, self.before, everywhere, strict=True)
+        ]
+        risk, error = sum(one.risk for one in found), math.sqrt(sum(one.risk_variance for one in found))
+        if risk >= RISK_ERRORS * error:
+            return None
+        pixels = sum(one.pixels for one in found)
+        return (
+            f"the estimated error of a pixel, {risk / pixels:.2g} +- {error / pixels:.2g} of the "
+            "variance of the noise, is too uncertain to measure a gain: give more or larger images"
+        )
+
     def run(self, max_steps: int, deadline: float, bar: tqdm) -> None:
         """Descend until there is no more gain, no step or no time left; the last check counts."""
         step = halvings = 0
@@ -141,8 +159,7 @@ class Search:
                 new = respond(view, y, sigma, probes)
                 gains.append(estimated_gain(new, old, y, sigma, probes, half != descent.half))
         total = Gain(*(sum(values) for values in zip(*gains, strict=True)))
-        # On few pixels the estimated risk may be near zero or negative, and is then no scale.
-        risk = max(total.risk, total.pixels / 1000)
+        risk = total.risk
         doubt = 4 * self.sigma_error * abs(total.trace) / risk
         rate = self.descents[0].rate
         check = Check(rate, step, total.gain / risk, math.sqrt(total.variance) / risk, doubt)

@@ -10,6 +10,8 @@ the score, so that neither autograd nor a potential is needed.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -18,27 +20,40 @@ from patchscore.linear_algebra import dimension, expand, largest_eigenvalue
 from patchscore.protocols import Bounded, Score
 
 
-def curvature_bound(model: Score, x: Tensor, sigma: float) -> float:
+class Curvature(NamedTuple):
+    """L of each image, (B,), in one over the squared unit, and how many scores it took to find it."""
+
+    value: Tensor
+    evaluations: int
+
+
+def curvature_bound(model: Score, x: Tensor, sigma: float) -> Curvature:
     """The bound that the model knows (``model.curvature_bound``), else the curvature measured at x.
 
-    A learned score may exceed its bound where it is not the score of any density.
+    One number for all images. A learned score may exceed its bound where it is not the score of any
+    density.
     """
     if isinstance(model, Bounded):
-        return model.curvature_bound(sigma)
-    return curvature(model, x, sigma).max().item()
+        return Curvature(x.real.new_full((len(x),), model.curvature_bound(sigma)), 0)
+    measured = curvature(model, x, sigma)
+    return measured._replace(value=measured.value.max().expand(len(x)))
 
 
-def curvature(model: Score, x: Tensor, sigma: float | Tensor) -> Tensor:
-    """L at x, (B, C, H, W) -> (B,), in one over the squared unit of the image.
+def curvature(model: Score, x: Tensor, sigma: float | Tensor) -> Curvature:
+    """L at x: (B, C, H, W) -> (B,).
 
     A local value: the curvature may be larger elsewhere.
     """
     # Large against rounding, and small against sigma, over which the score bends.
     size: Tensor = torch.finfo(x.dtype).eps ** (1 / 3) * expand(noise_levels(sigma, x))
     size = size * dimension(x) ** 0.5
+    evaluations = 0
 
     def jacobian(v: Tensor) -> Tensor:
+        nonlocal evaluations
+        evaluations += 2
         difference = model.score(x + size * v, sigma) - model.score(x - size * v, sigma)
         return difference / (2 * size)
 
-    return largest_eigenvalue(jacobian, x)
+    value = largest_eigenvalue(jacobian, x)
+    return Curvature(value, evaluations)

@@ -211,11 +211,11 @@ def predictor_corrector(
             x = x + sigmas[0] * standard_normal(x, generator)
         z = standard_normal(x, generator)
         x = _predicted(posterior, x, levels[k], levels[k + 1], order, z)
-        h = step_fraction / curvature_bound(posterior, x, sigmas[k + 1])
+        largest = curvature_bound(posterior, x, sigmas[k + 1])
         for _ in range(corrections):
             score = posterior.score(x, sigmas[k + 1])
-            x = langevin_step(x, score, expand(torch.full_like(levels[k], h)), generator)
-        evaluations = state.evaluations + order + corrections
+            x = langevin_step(x, score, expand(step_fraction / largest.value), generator)
+        evaluations = state.evaluations + order + corrections + largest.evaluations
         if k + 1 == last:
             x, evaluations = _denoised(posterior, x, levels[-1]), evaluations + 1
         return state._replace(x=x, evaluations=evaluations)

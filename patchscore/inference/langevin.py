@@ -105,16 +105,21 @@ def langevin(
     check_positive(step_size=step_size)
     density = require_potential(posterior, "metropolis=True") if metropolis else None
 
-    def begin(x: Tensor) -> _Walk:
+    def begin(x: Tensor) -> tuple[_Walk, int]:
+        """The walk at its beginning, and how many scores it took to find it."""
         score, zero = posterior.score(x, sigma), x.real.new_zeros(len(x))
+        evaluations = 1
         if step_size is not None:
             h = torch.full_like(zero, step_size)
         else:
             optimal = OPTIMAL_STEP * dimension(x) ** (-1 / 3)
-            h = (optimal if metropolis else UNADJUSTED) / curvature(posterior, x, sigma)
+            largest = curvature(posterior, x, sigma)
+            h = (optimal if metropolis else UNADJUSTED) / largest.value
+            evaluations += largest.evaluations
         log_prob = density.log_prob(x, sigma) if density else zero * math.nan
         acceptance = zero if density else zero * math.nan
-        return _Walk(score, log_prob, h, acceptance, _growth_limit(score, sigma))
+        walk = _Walk(score, log_prob, h, acceptance, _growth_limit(score, sigma))
+        return walk, evaluations
 
     def adjusted(
         state: State, walk: _Walk, x: Tensor, score: Tensor, log_prob: Tensor, generator: torch.Generator
@@ -138,7 +143,7 @@ def langevin(
         return x, walk._replace(score=score, log_prob=log_prob)
 
     def step(state: State, generator: torch.Generator) -> State:
-        walk = _Walk(**state.memory) if state.memory else begin(state.x)
+        walk, evaluations = (_Walk(**state.memory), 0) if state.memory else begin(state.x)
         h = walk.step_size
         x = langevin_step(state.x, walk.score, expand(h), generator)
         score = posterior.score(x, sigma)
@@ -147,7 +152,7 @@ def langevin(
             walk = walk._replace(score=score)
         else:
             x, walk = adjusted(state, walk, x, score, density.log_prob(x, sigma), generator)
-        evaluations = state.evaluations + (1 if state.memory else 2)
+        evaluations += state.evaluations + 1
         return state._replace(x=x, evaluations=evaluations, memory=walk._asdict())
 
     return run(
@@ -205,15 +210,16 @@ def annealed_langevin(
     def step(state: State, generator: torch.Generator) -> State:
         x, memory = state.x, state.memory
         sigma = sigmas[state.steps // steps_per_level]
-        score = posterior.score(x, sigma)
+        score, evaluations = posterior.score(x, sigma), state.evaluations + 1
         if state.steps % steps_per_level == 0:
-            fraction = x.real.new_full((len(x),), step_fraction)
-            h = fraction / curvature_bound(posterior, x, sigma)
+            largest = curvature_bound(posterior, x, sigma)
+            h = step_fraction / largest.value
             memory = {"step_size": h, "limit": _growth_limit(score, sigma)}
+            evaluations += largest.evaluations
         h = memory["step_size"]
         _check_stable(posterior, x0, sigma, score, memory["limit"], h, state.steps)
         x = langevin_step(x, score, expand(h), generator)
-        return state._replace(x=x, evaluations=state.evaluations + 1, memory=memory)
+        return state._replace(x=x, evaluations=evaluations, memory=memory)
 
     return run(
         step, x0, steps=len(sigmas) * steps_per_level, burn_in=(len(sigmas) - 1) * steps_per_level,
@@ -240,7 +246,7 @@ def _check_stable(
 ) -> None:
     """Raise :class:`InputError` if the score has grown a million times."""
     if not bool((score.abs() < limit).all()):
-        bound = 2 / curvature(posterior, x0, sigma).max().item()
+        bound = 2 / curvature(posterior, x0, sigma).value.max().item()
         raise InputError(
             f"the chain diverged at step {k}: its step size is {h.max().item():.3g}, and Langevin walks "
             f"are stable below 2 / L = {bound:.3g}, with the curvature L = {2 / bound:.3g} measured at "

@@ -174,9 +174,11 @@ class _Ascent:
         self.steps = 0
         self.evaluations = 1
         if self.density:  # a bound will do: the line search corrects it
-            self.step_size = torch.full_like(unknown, 1 / curvature_bound(posterior, x, sigma))
+            largest = curvature_bound(posterior, x, sigma)
         else:
-            self.step_size = 1 / curvature(posterior, x, sigma)
+            largest = curvature(posterior, x, sigma)
+        self.step_size = 1 / largest.value
+        self.evaluations += largest.evaluations
 
     @property
     def residual(self) -> Tensor:

@@ -32,11 +32,15 @@ class Clique(ScoreNetwork):
         Whether a s_V(a v; a sigma) = s_V(v; sigma) for every a > 0.
     brightness_invariant
         Whether s_V(v + c; sigma) = s_V(v; sigma) for every c.
+    blurred
+        Whether it models images with noise of level sigma. If not, it is a density of clean images
+        whatever sigma is, and Tweedie's formula does not hold.
     """
 
     patch_shape: tuple[int, int]
     scale_invariant: bool = False
     brightness_invariant: bool = False
+    blurred: bool = True
 
     def __repr__(self) -> str:
         rows, columns = self.patch_shape

@@ -79,7 +79,7 @@ class StudentT(Potential):
                 f"the smallest weight is {weights.min():g}; every expert needs a positive one, else its "
                 "density grows with the response of its filter."
             )
-        self.scale_invariant = scale_invariant
+        self.scale_invariant = self.blurred = scale_invariant
         self.brightness_invariant = brightness_invariant
         self.filters = nn.Parameter(filters.clone())
         self.log_weights = nn.Parameter(weights.to(filters).log())

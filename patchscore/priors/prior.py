@@ -11,6 +11,7 @@ References: Roth and Black, IJCV 82 (2009); Efron, JASA 106 (2011), equation 1.4
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -115,6 +116,21 @@ class PatchPrior(Trainable):
         sigma = check_images(x, sigma, self.network)
         score = self.rule.score(self._field, x, sigma)
         return score * expand(self._alpha(sigma)) if self.score_weight else score
+
+    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """The one-step posterior mean E[clean | x], x + sigma^2 s(x, sigma): (B, C, H, W).
+
+        Warns if the network is a density of clean images, for which this is no posterior mean.
+        """
+        if not self.network.blurred:
+            warnings.warn(
+                f"{self.network!r} is a density of clean images, not of noisy ones, so x + sigma^2 s(x) "
+                "is not the posterior mean: use map_estimate with a GaussianLikelihood of the noise.",
+                stacklevel=2,
+            )
+        return super().denoise(x, sigma)
+
+    forward = denoise
 
     def log_prob(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """log p_sigma(x) up to a constant: (B, C, H, W) -> (B,). Its gradient is the score.
