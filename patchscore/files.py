@@ -113,7 +113,7 @@ def check_writable(path: str | Path, image: ImageFile, *, dtype: DTypeLike) -> N
     path, dtype = Path(path), np.dtype(dtype)
     file_format = _format_of(path)
     check_destination(path)
-    _check_array(image.pixels, "the image")
+    _check_array(image.pixels, f"cannot write {path}: the image")
     if misfit := _misfit(file_format, image, dtype):
         others = [s for s in (".png", ".tif", ".npy") if not _misfit(_FORMATS[s], image, dtype)]
         advice = f"use {' or '.join(others)}" if others else "convert the image first"

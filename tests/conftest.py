@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 
 # The benchmarks are no part of the package; at the end, so that an installed package is what is tested.
@@ -30,6 +32,17 @@ if find_spec("torchvision"):
         TORCHVISION = torch.library.Library("torchvision", "DEF")
         for operator in ("nms", "qnms"):
             TORCHVISION.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+# So many inputs for each test of test_fuzz*.py; they are the same in every run.
+settings.register_profile(
+    "suite",
+    max_examples=int(os.environ.get("PATCHSCORE_FUZZ", "20")),
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+settings.load_profile("suite")
 
 # Threads that wait for each other cost more than these small arrays, and one thread sums in one order.
 torch.set_num_threads(1)

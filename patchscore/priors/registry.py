@@ -68,7 +68,7 @@ def described(network: ScoreNetwork) -> dict[str, Any]:
 
 
 def rebuilt(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ScoreNetwork:
-    """The network of a :func:`described` dictionary, with these tensors and their precision.
+    """The network of a :func:`described` dictionary, with these tensors, in float32 or float64.
 
     Raises :class:`InputError` if no class of that name is registered.
     """
@@ -92,8 +92,8 @@ def rebuilt(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Sc
         raise InputError(f"the settings {settings} make a network of more numbers than the file holds.")
     build = partial(_classes[name].from_settings, settings)
     _check_shapes(build, tensors)
-    dtype = next(t.dtype for t in tensors.values() if t.is_floating_point())
-    network = build().to(dtype)
+    precise = any(t.dtype == torch.float64 for t in tensors.values())
+    network = build().to(torch.float64 if precise else torch.float32)
     network.load_state_dict(dict(tensors))
     return network.eval()
 
