@@ -31,6 +31,7 @@ from patchscore.priors.prior import PatchPrior
 from patchscore.priors.registry import register
 from patchscore.priors.wrappers import Channelwise, ComplexPrior
 from patchscore.priors.zoo import bundled_priors, load_prior
+from patchscore.restoration import restore
 
 __version__ = "0.1.0"
 
@@ -76,6 +77,7 @@ __all__ = [
     "load_prior",
     "map_estimate",
     "register",
+    "restore",
     "sample_denoised",
     "surprise",
 ]

@@ -56,14 +56,17 @@ def problem(field: ps.GaussianCliques, name: str) -> tuple[ps.GaussianLikelihood
     return likelihood, exact_mean(field, likelihood, 0.0)
 
 
-def exact_mean(field: ps.GaussianCliques, likelihood: ps.GaussianLikelihood, sigma: float) -> Tensor:
-    """The mean of the Gaussian posterior at a noise level, by a dense solve."""
+def exact_mean(
+    field: ps.GaussianCliques, likelihood: ps.GaussianLikelihood, sigma: float, strength: float = 1.0
+) -> Tensor:
+    """The mean of a Gaussian posterior by a dense solve; its prior is p_sigma to the strength."""
     units = torch.eye(math.prod(SHAPE), dtype=torch.float64).view(-1, 1, *SHAPE)
     A = likelihood.operator.A(units).flatten(1).T
     covariance = torch.fft.ifft2(torch.fft.fft2(units) * (field.power_spectrum + sigma**2)).real.flatten(
         1
     )
-    noise = NOISE_STD**2 * torch.eye(len(A), dtype=A.dtype) + sigma**2 * A @ A.T
+    covariance = covariance / strength
+    noise = NOISE_STD**2 * torch.eye(len(A), dtype=A.dtype)
     gain = covariance @ A.T @ torch.linalg.inv(A @ covariance @ A.T + noise)
     mean = field.mean.expand(len(A.T))
     return (mean + (likelihood.y.flatten(1) - A @ mean) @ gain.T).view(-1, 1, *SHAPE)
@@ -84,19 +87,21 @@ def test_the_maximum_is_the_posterior_mean_of_a_gaussian(name: str, field, error
     assert solution.reason.startswith("converged")
 
 
+@pytest.mark.parametrize("strength", [1.0, 0.3])
 @pytest.mark.parametrize("name", OPERATORS)
-def test_at_a_noise_level_it_is_the_mean_of_the_posterior_there(name: str, field, error) -> None:
+def test_a_noise_level_smooths_the_prior_only(name: str, strength: float, field, error) -> None:
     likelihood, _ = problem(field, name)
     for prior in (field, ScoreOnly(field)):
         solution = ps.map_estimate(
             ps.Posterior(prior, likelihood),
             likelihood.back_projection,
             sigma=[1.0, 0.6],
+            strength=strength,
             tolerance=1e-9,
             max_steps=3000,
             progress=False,
         )
-        assert error(solution.x, exact_mean(field, likelihood, 0.6)) < 1e-6
+        assert error(solution.x, exact_mean(field, likelihood, 0.6, strength)) < 1e-6
         assert set(solution.sigmas) == {1.0, 0.6}
         assert bool(np.isnan(solution.objective).all()) == isinstance(prior, ScoreOnly)
 
@@ -116,7 +121,8 @@ def test_the_objective_never_falls_and_is_the_log_density(network, normal) -> No
         assert len(objective) > 3
         assert (np.diff(objective, axis=0) >= 0).all()
         assert (objective[-1] > objective[0]).all()
-    found = posterior.log_prob(solution.x, levels[-1]).detach().numpy()
+    prior = network.log_prob(solution.x, levels[-1])
+    found = (prior + posterior.likelihood.log_prob(solution.x)).detach().numpy()
     np.testing.assert_allclose(solution.objective[-1], found, rtol=1e-12)
 
 
@@ -170,6 +176,16 @@ def test_splitting_of_a_gaussian_is_a_recursion_of_wiener_filters(field, error) 
         x = (likelihood.y / NOISE_STD**2 + z / rho**2) / (1 / NOISE_STD**2 + 1 / rho**2)
     assert error(solution.x, x) < 1e-10
     assert "5 levels" in solution.reason
+
+
+def test_repeated_splitting_at_one_level_is_the_mode_of_a_power_of_the_prior(field, error) -> None:
+    likelihood, _ = problem(field, "mask")
+    solution = half_quadratic_splitting(
+        field, likelihood, likelihood.y, sigmas=[0.4], strength=0.3, repeats=5000, tolerance=1e-12,
+        progress=False,
+    )  # fmt: skip
+    assert error(solution.x, exact_mean(field, likelihood, 0.4, 0.3)) < 1e-8
+    assert 10 < solution.steps < 5000
 
 
 @pytest.mark.parametrize("name", OPERATORS)

@@ -292,7 +292,10 @@ def test_the_posterior_and_its_bound(case, error) -> None:
 
 @pytest.mark.parametrize("potential", [True, False])
 def test_map_estimate(case, field, potential) -> None:
-    """The Wiener filter of a field with S + sigma^2 and of noise with noise_std^2 / |A|^2 + sigma^2."""
+    """The Wiener filter of a field with S + sigma^2.
+
+    sigma does not add to the noise of the data of a posterior, only to that of a score of any kind.
+    """
     _, posterior, seen, level, exact = case
     sigma = 0.4
 
@@ -304,7 +307,8 @@ def test_map_estimate(case, field, potential) -> None:
     found = ps.map_estimate(
         model, torch.zeros_like(seen), sigma=sigma, tolerance=1e-9, max_steps=5000, progress=False
     )
-    prior, data = 1 / (field.power_spectrum + sigma**2), 1 / (level**2 + sigma**2)
+    noise = level**2 if potential else level**2 + sigma**2
+    prior, data = 1 / (field.power_spectrum + sigma**2), 1 / noise
     expected = exact(lambda q: field.mean + filtered(q - field.mean, data / (data + prior)))
     # x - argmax = s / curvature along every frequency; the residual is the root mean square of sigma s.
     off = components(found.x - expected).square().flatten(1).mean(1).sqrt()

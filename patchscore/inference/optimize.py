@@ -1,6 +1,8 @@
-"""The most probable image, by gradient ascent on log p_sigma(x | y).
+"""The most probable image, by gradient ascent.
 
-    x <- x + h s(x, sigma)
+    J(x) = strength log p_sigma(x) + log p(y | x),    x <- x + h grad J(x)
+
+sigma smooths the prior only.
 
 A prior that is a density needs no regularisation weight: the noise level of the data alone balances
 the two terms. With a potential, h starts at the step of Barzilai and Borwein, h = |d|^2 / <d, -g>, where
@@ -27,10 +29,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from patchscore.checks import check_counts, check_schedule
+from patchscore.checks import check_counts, check_positive, check_schedule
 from patchscore.errors import InputError
 from patchscore.figures import as_html, counted, image_size, solution_figure
 from patchscore.inference.curvature import curvature, curvature_bound
+from patchscore.inference.posterior import Objective, Posterior
 from patchscore.linear_algebra import dot, expand, rms
 from patchscore.protocols import Density, Score, has_potential
 
@@ -48,7 +51,7 @@ class Solution(NamedTuple):
     ----------
     x : (B, C, H, W) the estimate
     objective
-        (rows, B): log p_sigma(x | y) at the start of every noise level and after every step, up to a
+        (rows, B): J(x) at the start of every noise level and after every step, up to a
         constant that depends on sigma; NaN without a potential.
     residual
         (rows, B): what is driven to zero, |sigma s(x)| / sqrt(pixels), or the change of x in splitting.
@@ -91,17 +94,18 @@ def map_estimate(
     x0: Tensor,
     *,
     sigma: float | Sequence[float],
+    strength: float = 1.0,
     tolerance: float = 1e-4,
     max_steps: int = 500,
     progress: bool = True,
 ) -> Solution:
-    """The MAP estimate argmax_x log p_sigma(x | y), by gradient ascent: (B, C, H, W) -> Solution.
+    """The MAP estimate argmax_x strength log p_sigma(x) + log p(y | x): (B, C, H, W) -> Solution.
 
     Parameters
     ----------
     posterior
-        A :class:`Posterior`, or any score. If it has a potential, steps are chosen by line search, image
-        by image.
+        A :class:`Posterior`, or any score (which is maximised as it is, blurred data included). If it
+        has a potential, steps are chosen by line search, image by image.
     x0
         Where to start.
     sigma
@@ -109,6 +113,9 @@ def map_estimate(
         below the training range of the prior. Several levels go from large to small, and each starts
         where the one before stopped; this avoids poor local maxima. Objectives can be compared within a
         level only.
+    strength
+        Of the prior of a :class:`Posterior` against its data. One is Bayes' rule. The mode of a learned
+        prior is smoother than images are, and about 0.3 at a small sigma is closest to them.
     tolerance
         Stop when the root mean square of sigma s(x) is below, for every image. If the curvature is 1 /
         sigma^2, this is the distance of a pixel to the maximum, in units of sigma.
@@ -130,6 +137,8 @@ def map_estimate(
     sigmas = np.atleast_1d(sigma).tolist()
     check_schedule(sigmas)
     check_counts(max_steps=max_steps)
+    check_positive(strength=strength)
+    model = Objective(posterior, strength) if isinstance(posterior, Posterior) else posterior
     if not 0 <= tolerance < math.inf:
         raise InputError(f"tolerance is {tolerance}; expected a number of at least zero.")
     objective, residual, levels = [], [], []
@@ -138,7 +147,7 @@ def map_estimate(
     x = x0
     with tqdm(total=len(sigmas) * max_steps, unit="step", disable=not progress) as bar:
         for level in sigmas:
-            climb = _Ascent(posterior, x, level)
+            climb = _Ascent(model, x, level)
             while True:
                 objective.append(climb.objective.tolist())
                 residual.append(climb.residual.tolist())

@@ -46,3 +46,40 @@ class Posterior:
     def curvature_bound(self, sigma: float) -> float:
         """1 / sigma^2, or what the prior knows better, and the bound of the likelihood."""
         return known_bound(self.prior, sigma) + self.likelihood.curvature_bound(sigma)
+
+
+class Objective:
+    """strength log p_sigma(x) + log p(y | x): what a MAP estimate maximises.
+
+    sigma smooths the prior only: the data count as they are.
+
+    Parameters
+    ----------
+    posterior
+        Of the prior and the measurement.
+    strength
+        Of the prior against the data. One is Bayes' rule; the images of a learned prior are less smooth
+        than its mode, so that a smaller one is closer to them.
+    """
+
+    def __init__(self, posterior: Posterior, strength: float = 1.0) -> None:
+        self.prior, self.likelihood, self.strength = posterior.prior, posterior.likelihood, strength
+
+    @property
+    def has_potential(self) -> bool:
+        """Whether there is a log_prob."""
+        return has_potential(self.prior)
+
+    def score(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """The gradient of :meth:`log_prob`: (B, C, H, W) -> (B, C, H, W)."""
+        return self.strength * self.prior.score(x, sigma) + self.likelihood.score(x, 0.0)
+
+    def log_prob(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """The objective up to a constant: (B, C, H, W) -> (B,)."""
+        prior = require_potential(self.prior, "log_prob")
+        return self.strength * prior.log_prob(x, sigma) + self.likelihood.log_prob(x, 0.0)
+
+    def curvature_bound(self, sigma: float) -> float:
+        """The sum of both bounds."""
+        bound = self.strength * known_bound(self.prior, sigma)
+        return bound + self.likelihood.curvature_bound(0.0)

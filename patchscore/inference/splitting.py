@@ -4,9 +4,13 @@ D(z, rho) is the denoiser of the prior (its posterior mean under noise rho). Hal
 alternates two steps, while rho falls:
 
     z = D(x, rho)                                                              the prior's step
-    x = argmax_x  log p(y | x) - |x - z|^2 / (2 rho^2)                         the data's step
+    x = argmax_x  log p(y | x) - strength |x - z|^2 / (2 rho^2)                the data's step
 
-This is plug-and-play; with a maximum in place of D it is the penalty method of EPLL. Regularisation by
+This is plug-and-play; with a maximum in place of D it is the penalty method of EPLL. At a fixed point
+
+    grad log p(y | x) + strength (D(x, rho) - x) / rho^2 = 0
+
+so the strength is that of the prior against the data: a power of p_sigma(x). Regularisation by
 denoising (RED) finds the fixed point of both steps at one noise level:
 
     A'(A x - y) / noise_std^2 + weight (x - D(x, sigma)) = 0
@@ -44,6 +48,10 @@ def half_quadratic_splitting(
     x0: Tensor,
     *,
     sigmas: Sequence[float],
+    strength: float = 1.0,
+    repeats: int = 1,
+    tolerance: float = 0.0,
+    data_tolerance: float | None = None,
     progress: bool = True,
 ) -> Solution:
     """Half-quadratic splitting (plug-and-play) along a schedule of noise levels.
@@ -58,11 +66,19 @@ def half_quadratic_splitting(
         rho of every step. For denoising, from about noise_std to a tenth of it. For deblurring and
         inpainting, from a large level (a fifth of the range of the image). The result depends on this
         schedule, since it balances prior and data.
+    strength
+        Of the prior against the data, a number without unit.
+    repeats, tolerance
+        How often a level is repeated at most, while x changes by more than ``tolerance`` (the root mean
+        square, in units of rho). What is far from the data needs this: pixels that are not measured, or
+        few lines of Fourier space.
+    data_tolerance
+        Of the data's step, from the x before; by default exact, to the tolerance of the likelihood.
 
     Raises
     ------
     InputError
-        If a noise level is not positive, or the data's step does not converge.
+        If a noise level is not positive.
 
     Notes
     -----
@@ -70,13 +86,21 @@ def half_quadratic_splitting(
     maximum. The residual is the change of x in units of rho.
     """
     check_schedule(sigmas)
-    x, residual = x0, [[math.nan] * len(x0)]
+    check_positive(strength=strength)
+    check_counts(repeats=repeats)
+    x, residual, levels = x0, [[math.nan] * len(x0)], [*sigmas[:1]]
     start = time.perf_counter()
-    for sigma in tqdm(sigmas, unit="step", disable=not progress):
-        previous, x = x, likelihood.proximal(denoiser(x, sigma), 1 / sigma**2)
-        residual.append(_change(x, previous, sigma))
+    for sigma in tqdm(sigmas, unit="level", disable=not progress):
+        for _ in range(repeats):
+            begin = None if data_tolerance is None else x
+            z, previous = denoiser(x, sigma), x
+            x = likelihood.proximal(z, strength / sigma**2, start=begin, tolerance=data_tolerance)
+            residual.append(_change(x, previous, sigma))
+            levels.append(sigma)
+            if max(residual[-1]) <= tolerance:
+                break
     reason = f"all {len(sigmas)} levels of the schedule are done"
-    return _solution(x, residual, [*sigmas[:1], *sigmas], reason, start)
+    return _solution(x, residual, levels, reason, start)
 
 
 @torch.no_grad()
@@ -110,7 +134,7 @@ def regularization_by_denoising(
     Raises
     ------
     InputError
-        If a number is not positive, or the data's step does not converge.
+        If a number is not positive.
 
     Notes
     -----

@@ -1,0 +1,407 @@
+"""A measurement in, an image out.
+
+    y = A x + n
+
+The default estimate alternates between the prior and the data, while the level rho falls
+(:mod:`patchscore.inference.splitting`):
+
+    z = D(x, rho)
+    x = argmax_x  log p(y | x) - strength |x - z|^2 / (2 rho^2)
+
+Everything else follows from the data. With H = A' C^-1 A, where C is the covariance of n,
+
+    c            the constant image that is closest to the data: where x begins
+    g            = grad log p(y | c), and a = |g|^2 / <g, H g> is the best step along it
+    rho_first    = rms(a g), the contrast of the image as far as the data have it
+    rho_last     = (|g|^2 / <g, H g>)^(1/2), the noise of the image where data are most precise
+
+so results do not depend on the units of x and y, nor on the gain of A.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchscore.checks import check_choice, check_counts, noise_levels
+from patchscore.errors import InputError
+from patchscore.inference.gibbs import split_gibbs
+from patchscore.inference.optimize import map_estimate
+from patchscore.inference.posterior import Posterior
+from patchscore.inference.schedules import geometric_levels
+from patchscore.inference.splitting import half_quadratic_splitting
+from patchscore.linear_algebra import dimension, dot, expand, rms, tweedie
+from patchscore.measurements.adapters import as_operator
+from patchscore.measurements.likelihoods import GaussianLikelihood
+from patchscore.measurements.poisson import PoissonLikelihood
+from patchscore.priors.prior import PatchPrior
+from patchscore.priors.wrappers import Channelwise, ComplexPrior
+from patchscore.priors.zoo import find_device, load_prior
+from patchscore.protocols import Denoiser, Score
+
+Estimate = Literal["auto", "splitting", "map", "mean"]
+Measurement = GaussianLikelihood | PoissonLikelihood
+
+# Chosen on training images, over deblurring, super-resolution, inpainting, CT and MRI together.
+GRAY, COLOUR = "natural-gray-fast", "natural-color"
+STRENGTH = 0.25
+LEVELS, REPEATS, CHANGE = 16, 8, 0.03
+DATA_TOLERANCE = 0.1
+# The ratio of the first to the last level, at least and at most.
+LEAST_RATIO, MOST_RATIO = 2.0, 50.0
+# Of finite differences, relative to the image.
+STEP = 0.1
+# Of the mode: its level, in units of the last level, and the strength of the prior.
+MAP_LEVEL, MAP_STRENGTH = 0.2, 0.35
+BURN_IN = 0.25
+# A larger misfit, in units of the noise, is reported.
+LARGE_MISFIT = 1.5
+
+
+@overload
+def restore(
+    y: Any,
+    operator: Any = ...,
+    noise_std: Any = ...,
+    *,
+    prior: str | Path | Score = ...,
+    estimate: Estimate = ...,
+    return_std: Literal[False] = ...,
+    samples: int = ...,
+    x0: Any = ...,
+    positive: bool = ...,
+    channel_axis: int | None = ...,
+    device: str | torch.device = ...,
+    generator: torch.Generator | None = ...,
+    progress: bool = ...,
+) -> Any: ...
+
+
+@overload
+def restore(
+    y: Any,
+    operator: Any = ...,
+    noise_std: Any = ...,
+    *,
+    prior: str | Path | Score = ...,
+    estimate: Estimate = ...,
+    return_std: Literal[True],
+    samples: int = ...,
+    x0: Any = ...,
+    positive: bool = ...,
+    channel_axis: int | None = ...,
+    device: str | torch.device = ...,
+    generator: torch.Generator | None = ...,
+    progress: bool = ...,
+) -> tuple[Any, Any]: ...
+
+
+def restore(
+    y: Any,
+    operator: Any = None,
+    noise_std: Any = None,
+    *,
+    prior: str | Path | Score = "auto",
+    estimate: Estimate = "auto",
+    return_std: bool = False,
+    samples: int = 200,
+    x0: Any = None,
+    positive: bool = False,
+    channel_axis: int | None = None,
+    device: str | torch.device = "auto",
+    generator: torch.Generator | None = None,
+    progress: bool = True,
+) -> Any:
+    """The image behind a linear measurement y = A x + n: deblurring, inpainting, CT, MRI, ...
+
+    Parameters
+    ----------
+    y
+        The measurement, real or complex. A tensor has a batch axis, as the operator makes it: (B, ...).
+        An array is one measurement: an image (H, W), or with a ``channel_axis``, or what the operator of
+        another library returns. Or a likelihood, such as :class:`PoissonLikelihood`, which has the
+        operator and the noise in it.
+    operator
+        Anything with ``A`` and ``A_adjoint`` (the operators of this library, the physics of deepinv), a
+        pair of functions, or a linear operator of SciPy, PyLops or SigPy; see :func:`as_operator`.
+    noise_std
+        The noise level of y in its unit, one number or one for each measurement; or a whitening
+        operator. Of complex y, that of the real part. See :class:`GaussianLikelihood`.
+    prior
+        The name of a bundled prior, a prior file, or a score. By default one that was trained on
+        photographs: in colour for three channels, else in gray, channel by channel. For complex images
+        it is used on the real and on the imaginary part.
+    estimate
+        ``"splitting"`` (the default), ``"map"`` (the maximum of an objective, which never falls on the
+        way there; it needs a prior with a potential), or ``"mean"`` (the posterior mean, by sampling,
+        which takes minutes).
+    return_std
+        Whether to return the posterior standard deviation of every pixel too. The default estimate is
+        then the mean.
+    samples
+        How many samples of the posterior, for the mean and the standard deviation.
+    x0
+        Where to begin, like the result. By default a constant image.
+    positive
+        Whether the image has no negative values. For the splitting estimate of real images only.
+    channel_axis
+        The axis of the channels of an array, None for a gray image.
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ... With ``"auto"``, a prior that is given stays where it is.
+    generator
+        For the samples; seed 0 by default.
+    progress
+        Whether progress bars are shown.
+
+    Returns
+    -------
+    x
+        The image, in the unit that the operator gives it: a tensor (B, C, H, W), or an array like y.
+        Real or complex as A' y is.
+    std
+        Only with ``return_std``.
+
+    Raises
+    ------
+    InputError
+        If y, the operator and the noise do not fit each other, or the image does not fit the prior.
+
+    Warns
+    -----
+    UserWarning
+        If the image misses the data by much more than the noise, which happens if noise_std is too small
+        or the operator is another one than that of y; or if there are too few samples.
+
+    Notes
+    -----
+    There is no parameter to tune. The images of a batch share their levels. Unreliable if the operator
+    is not linear, and where the noise is far from Gaussian. What no measurement determines comes from
+    the prior: a large hole is filled smoothly.
+
+    References: :mod:`patchscore.inference.splitting`, :mod:`patchscore.inference.optimize` and
+    :mod:`patchscore.inference.gibbs`.
+    """
+    check_choice(("auto", "splitting", "map", "mean"), estimate=estimate)
+    check_counts(samples=samples)
+    if estimate == "auto":
+        estimate = "mean" if return_std else "splitting"
+    if return_std and estimate != "mean":
+        raise InputError(f'return_std needs samples: estimate is "{estimate}"; expected "mean".')
+    if positive and estimate != "splitting":
+        raise InputError(f'positive is for the splitting estimate; estimate is "{estimate}".')
+    door = _Door.of(y, operator, noise_std, prior, channel_axis, device)
+    start = None if x0 is None else door.image(x0)
+    with torch.inference_mode():
+        x, levels = _split(door.prior, door.likelihood, start, positive, progress)
+        if estimate == "map":
+            objective = Posterior(door.prior, door.likelihood)
+            x = map_estimate(
+                objective, x, sigma=MAP_LEVEL * levels[-1], strength=MAP_STRENGTH, progress=progress
+            ).x
+        if estimate != "mean":
+            return door.result(x)
+        chain = split_gibbs(
+            Posterior(door.prior, door.likelihood),
+            x,
+            rho=levels[-1],
+            steps=samples,
+            burn_in=round(BURN_IN * samples),
+            keep="moments",
+            generator=generator or torch.Generator().manual_seed(0),
+            progress=progress,
+        )
+    mean = door.result(chain.mean)
+    return (mean, door.result(chain.std)) if return_std else mean
+
+
+class _Door(NamedTuple):
+    """What came in, as tensors: the likelihood, the prior for its images, and the way back."""
+
+    likelihood: Measurement
+    prior: Score
+    result: Callable[[Tensor], Any]
+    image: Callable[[Any], Tensor]
+
+    @classmethod
+    def of(
+        cls,
+        y: Any,
+        operator: Any,
+        noise_std: Any,
+        prior: str | Path | Score,
+        channel_axis: int | None,
+        device: str | torch.device,
+    ) -> _Door:
+        if isinstance(y, GaussianLikelihood | PoissonLikelihood):
+            if operator is not None or noise_std is not None:
+                raise InputError("a likelihood has its operator and its noise; leave out the others.")
+            model = _prior(prior, y.back_projection, device)
+            return cls(y, model, lambda x: x, lambda x: x)
+        if operator is None or noise_std is None:
+            raise InputError(
+                "operator or noise_std is missing; expected restore(y, operator, noise_std), or a "
+                "likelihood alone."
+            )
+        is_array = not isinstance(y, Tensor)
+        array_like = np.asarray(y) if is_array else y
+        given = torch.as_tensor(array_like)
+        adapted = as_operator(operator, y_shape=None if is_array else given.shape[1:])
+        as_tensor = _Layout(channel_axis, getattr(adapted, "y_shape", None)) if is_array else _same
+        where = find_device(device) if device != "auto" or is_array else given.device
+        if isinstance(prior, PatchPrior) and device == "auto":
+            where = prior.network.device
+        of_work = torch.complex64 if given.is_complex() else torch.float32
+        measured = as_tensor(given).to(where, of_work)
+        if isinstance(noise_std, np.ndarray | Tensor) and np.ndim(noise_std):
+            levels = torch.as_tensor(noise_std)
+            same = levels.shape == given.shape
+            noise_std = (as_tensor(levels) if same else levels).to(where, torch.float32)
+        likelihood = GaussianLikelihood(measured, adapted, noise_std)
+        model = _prior(prior, likelihood.back_projection, device)
+        double = given.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.complex64)
+
+        def result(x: Tensor) -> Any:
+            x = x.to(x.dtype.to_complex() if x.is_complex() else x.dtype)
+            x = x.to(torch.complex128 if x.is_complex() else torch.float64) if double else x
+            if not is_array:
+                return x.to(given.device)
+            values = x[0].cpu().numpy()
+            if channel_axis is not None:
+                return np.moveaxis(values, 0, channel_axis)
+            return values[0] if len(values) == 1 else values
+
+        def image(x: Any) -> Tensor:
+            tensor = torch.as_tensor(x)
+            tensor = _Layout(channel_axis, None)(tensor) if is_array else tensor
+            return tensor.to(likelihood.back_projection)
+
+        return cls(likelihood, model, result, image)
+
+
+class _Layout(NamedTuple):
+    """One array as a batch of one."""
+
+    channel_axis: int | None
+    shape: tuple[int, ...] | None
+
+    def __call__(self, values: Tensor) -> Tensor:
+        if self.shape is not None:
+            return values.reshape(1, *self.shape)
+        if self.channel_axis is not None:
+            return values.movedim(self.channel_axis, 0)[None]
+        return values[None, None] if values.ndim == 2 else values[None]
+
+
+def _same(values: Tensor) -> Tensor:
+    return values
+
+
+def _prior(prior: str | Path | Score, like: Tensor, device: str | torch.device) -> Score:
+    """The prior for images like these."""
+    channels = like.shape[1]
+    if isinstance(prior, str | Path):
+        colour = channels == 3 and not like.is_complex()
+        name = (COLOUR if colour else GRAY) if prior == "auto" else prior
+        prior = load_prior(name, like.device)
+    elif isinstance(prior, PatchPrior) and device != "auto":
+        prior = copy.deepcopy(prior).to(find_device(device))
+    if not isinstance(prior, PatchPrior):
+        return prior
+    if prior.network.channels not in (1, channels):
+        raise InputError(
+            f"the image has {channels} channel(s) and the prior {prior.network.channels}; use a gray "
+            "prior, which takes each channel separately, or one for as many channels."
+        )
+    of_channels: Any = prior if prior.network.channels == channels else Channelwise(prior)
+    return ComplexPrior(of_channels) if like.is_complex() else cast(Score, of_channels)
+
+
+def _split(
+    prior: Score, likelihood: Measurement, x0: Tensor | None, positive: bool, progress: bool
+) -> tuple[Tensor, list[float]]:
+    """The splitting estimate, and its levels."""
+
+    def denoiser(x: Tensor, rho: float) -> Tensor:
+        z = tweedie(x, prior.score(x, rho), noise_levels(rho, x))
+        return z.clamp_min(0) if positive else z
+
+    start = _constant(likelihood) if x0 is None else x0
+    levels = _levels(likelihood, start)
+    solution = half_quadratic_splitting(
+        denoiser,
+        likelihood,
+        start,
+        sigmas=levels,
+        strength=STRENGTH,
+        repeats=REPEATS,
+        tolerance=CHANGE,
+        data_tolerance=DATA_TOLERANCE,
+        progress=progress,
+    )
+    _check_misfit(likelihood, solution.x)
+    return cast(Denoiser, denoiser)(solution.x, levels[-1]), levels
+
+
+def _constant(likelihood: Measurement) -> Tensor:
+    """The constant of each channel that is closest to the data."""
+    back = likelihood.back_projection
+    ones = torch.ones_like(back)
+    fall = likelihood.operator.A_adjoint(likelihood.operator.A(ones))
+    first = _ratio(back.sum((2, 3), keepdim=True), fall.sum((2, 3), keepdim=True)) * ones
+    # With weights, and for counts, that is near: a step of Newton's method follows.
+    there = likelihood.score(first).sum((2, 3), keepdim=True)
+    change = STEP * _size(first) * ones
+    fall = there - likelihood.score(first + change).sum((2, 3), keepdim=True)
+    return first + change * _ratio(there, fall)
+
+
+def _levels(likelihood: Measurement, start: Tensor) -> list[float]:
+    """From the contrast of the image to its noise where data are most precise."""
+    gradient = likelihood.score(start)
+    size = expand(rms(gradient)).clamp_min(torch.finfo(gradient.real.dtype).tiny)
+    change = STEP * _size(start) * gradient / size
+    bend = dot(change, gradient - likelihood.score(start + change))
+    variance = dot(change, change) / bend.clamp_min(torch.finfo(bend.dtype).tiny)
+    first = (variance * rms(gradient)).max().item()
+    if not 0 < first < math.inf:
+        raise InputError(
+            "the measurement is that of a constant image, to rounding, so there is nothing to restore; "
+            "check y and the operator."
+        )
+    last = variance.max().sqrt().item()
+    last = min(max(last, first / MOST_RATIO), first / LEAST_RATIO)
+    return geometric_levels(first, last, LEVELS)
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, and 0 where b is 0."""
+    return torch.where(b == 0, 0, a / torch.where(b == 0, 1, b))
+
+
+def _size(x: Tensor) -> Tensor:
+    """The root mean square of each image, 1 for an image of zeros: (B, 1, 1, 1)."""
+    size = expand(rms(x))
+    return torch.where(size == 0, 1, size)
+
+
+def _check_misfit(likelihood: Measurement, x: Tensor) -> None:
+    misfit = (-2 * likelihood.log_prob(x) / dimension(likelihood.y)).clamp_min(0).sqrt().max().item()
+    if not math.isfinite(misfit):
+        raise InputError(
+            "the estimate is not finite: y, the operator or the noise level has values that are too "
+            "large for float32; change their unit."
+        )
+    if misfit > LARGE_MISFIT:
+        warnings.warn(
+            f"the image misses the data by {misfit:.2g} times the noise level: noise_std is too small, "
+            "or y was made by another operator.",
+            stacklevel=4,
+        )
