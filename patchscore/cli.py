@@ -1,4 +1,4 @@
-"""The command line: patchscore denoise | adapt | train | demo | info."""
+"""The command line: patchscore denoise | restore | adapt | train | demo | info."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from patchscore.memory import check_memory, enough_memory
 from patchscore.priors.energy import ConvEnergy, PatchEnergy
 from patchscore.priors.prior import KIND, PatchPrior
 from patchscore.priors.zoo import SUFFIX, bundled_priors, find_device, load_prior
+from patchscore.restore_files import Damage, restore_file
 from patchscore.storage import check_destination, reading
 from patchscore.terminal import Parser, printable, tell
 
@@ -39,6 +41,10 @@ LOWEST_FRACTION, HIGHEST_FRACTION = 3 / 255, 60 / 255
 BATCH, LEARNING_RATE, WARMUP = 4, 8e-3, 100
 # Bytes that denoising takes for each number of the image, and a training for each byte of its weights.
 BYTES_PER_VALUE, TRAINING = 30, 30
+# The default prior of `restore`, which chooses one for the image.
+AUTO = "auto"
+
+Subcommands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,12 +82,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--adapt", action="store_true", help="let the prior learn from each image, for up to a minute")
     add("--std", metavar="OUT", type=Path, help="file or folder for the posterior standard deviation")
     add("--samples", type=int, help="posterior samples for the standard deviation (default: 16)")
-    keep = clean.add_mutually_exclusive_group()
-    keep.add_argument(
-        "--skip-existing", action="store_true", help="leave files that are there as they are"
-    )
-    _add_force(keep)
+    _add_keep(clean)
     _add_common(clean, _denoise, "prior", "seed")
+
+    _add_restore(commands)
 
     move = commands.add_parser(
         "adapt",
@@ -136,13 +140,37 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_restore(commands: Subcommands) -> None:
+    mend = commands.add_parser(
+        "restore",
+        help="deblur, enlarge or complete an image, or every image of a folder",
+        description="Undo a blur, coarse pixels or missing pixels, or several of them at once, in an "
+        "image or in every image of a folder. The unit and the bit depth of the file are kept.",
+    )
+    add = mend.add_argument
+    add("input", metavar="IN", type=Path, help="an image, or a folder of images")
+    add("output", metavar="OUT", type=Path, help="a file, or a folder if IN is one")
+    blur = "the blur: an image of a point, or a Gaussian of standard deviation SD; in pixels of OUT"
+    add("--psf", metavar="FILE|gaussian:SD", help=blur)
+    size = "make OUT N times as large; each pixel of IN is the mean of N x N pixels"
+    add("--scale", type=int, metavar="N", help=size)
+    add("--mask", type=Path, metavar="FILE", help="an image, not zero where a pixel of IN is measured")
+    add("--noise", type=float, help="noise level in the unit of the file (default: estimated)")
+    add("--positive", action="store_true", help="no pixel of OUT is below zero")
+    _add_keep(mend)
+    _add_common(mend, _restore, "prior", default_prior=AUTO)
+
+
 def _add_common(
-    parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int], *options: str
+    parser: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace], int],
+    *options: str,
+    default_prior: str = "natural-gray",
 ) -> None:
     """What the command runs, and the options that several commands have."""
     if "prior" in options:
         names = f"a prior file, or one of: {', '.join(bundled_priors())} (default: %(default)s)"
-        parser.add_argument("--prior", default="natural-gray", metavar="NAME|FILE", help=names)
+        parser.add_argument("--prior", default=default_prior, metavar="NAME|FILE", help=names)
     if "seed" in options:
         parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
@@ -151,6 +179,14 @@ def _add_common(
 
 def _add_force(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--force", action="store_true", help="overwrite files that are there")
+
+
+def _add_keep(parser: argparse.ArgumentParser) -> None:
+    keep = parser.add_mutually_exclusive_group()
+    keep.add_argument(
+        "--skip-existing", action="store_true", help="leave files that are there as they are"
+    )
+    _add_force(keep)
 
 
 def _generator(options: argparse.Namespace) -> torch.Generator:
@@ -175,7 +211,32 @@ def _denoise(options: argparse.Namespace) -> int:
         raise InputError("--samples is for the standard deviation; add --std OUT to write it.")
     _generator(options)
     prior = load_prior(options.prior, options.device)
-    planned = jobs(options.input, options.output, options.std)
+    return _over_images(options, options.std, lambda job: _denoised(job, prior, options), "denoised")
+
+
+def _restore(options: argparse.Namespace) -> int:
+    if options.noise is not None:
+        check_noise_level(options.noise)
+    damage = Damage.told(options.psf, options.scale, options.mask)
+    device = find_device(options.device)
+    prior = AUTO if options.prior == AUTO else load_prior(options.prior, device)
+
+    def work(job: Job) -> None:
+        noise = restore_file(
+            job.source, job.target, damage, options.noise, prior=prior, device=device,
+            positive=options.positive,
+        )  # fmt: skip
+        if options.noise is None:
+            tell(f"{job.source.name}: estimated noise level {noise:.3g}")
+
+    return _over_images(options, None, work, "restored")
+
+
+def _over_images(
+    options: argparse.Namespace, std: Path | None, work: Callable[[Job], None], done: str
+) -> int:
+    """Work on an image, or on every image of a folder; 1 if some of these cannot be used, else 0."""
+    planned = jobs(options.input, options.output, std)
     if options.skip_existing:
         images = len(planned)
         planned = [job for job in planned if not all(map(os.path.exists, job.outputs))]
@@ -185,27 +246,24 @@ def _denoise(options: argparse.Namespace) -> int:
         check_new((path for job in planned for path in job.outputs), advice=advice)
     if not os.path.isdir(options.input):
         for job in planned:
-            _denoise_file(job, prior, options)
+            with enough_memory(job.source):
+                work(job)
         return 0
-    for folder in filter(None, (options.output, options.std)):
+    for folder in filter(None, (options.output, std)):
         folder.mkdir(parents=True, exist_ok=True)
     failed = 0
     with tqdm(planned, unit="image") as bar:
         for job in bar:
             bar.set_postfix_str(printable(job.source.name))
             try:
-                _denoise_file(job, prior, options)
+                with enough_memory(job.source):
+                    work(job)
             except InputError as error:
                 failed += 1
                 tell(f"patchscore: {error}", sys.stderr)
     if failed:
-        tell(f"patchscore: {failed} of {len(planned)} images could not be denoised.", sys.stderr)
+        tell(f"patchscore: {failed} of {len(planned)} images could not be {done}.", sys.stderr)
     return 1 if failed else 0
-
-
-def _denoise_file(job: Job, prior: PatchPrior, options: argparse.Namespace) -> None:
-    with enough_memory(job.source):
-        _denoised(job, prior, options)
 
 
 def _denoised(job: Job, prior: PatchPrior, options: argparse.Namespace) -> None:

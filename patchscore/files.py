@@ -61,7 +61,23 @@ def read_image(path: str | Path) -> ImageFile:
         If the file is missing, empty, damaged, misnamed or of another format, or does not hold one image
         of 1 to 4 numeric channels (but a mask, a stack, CMYK, complex numbers, objects).
     """
-    path = Path(path)
+    image = _read(Path(path))
+    if image.pixels.dtype == bool:
+        raise InputError(f"{path} is a 1-bit (boolean) image, a mask; expected at least 8-bit gray.")
+    return image
+
+
+def read_mask(path: str | Path) -> np.ndarray:
+    """Where an image of any depth is not zero, in any channel: (H, W) booleans.
+
+    Raises :class:`InputError` as :func:`read_image`, but not for 1-bit images.
+    """
+    pixels = _read(Path(path)).pixels
+    return np.asarray(np.atleast_3d(pixels).any(axis=2))
+
+
+def _read(path: Path) -> ImageFile:
+    """The image of a file, also a boolean one."""
     file_format = _format_of(path)
     read = {_PNG: _read_png, _JPEG: _read_jpeg, _TIFF: _read_tiff, _NPY: _read_npy}[file_format]
     try:
@@ -171,10 +187,8 @@ def _check_content(path: Path, file_format: _Format) -> None:
 
 
 def _check_array(array: np.ndarray, name: str | Path) -> None:
-    """Check that it is one image of 1 to 4 numeric channels."""
-    if array.dtype.kind == "b":
-        raise InputError(f"{name} is a 1-bit (boolean) image, a mask; expected at least 8-bit gray.")
-    if array.dtype.kind not in "uif":
+    """Check that it is one image of 1 to 4 numeric or boolean channels."""
+    if array.dtype.kind not in "uifb":
         raise InputError(f"{name} holds {array.dtype} values; expected integers or floats.")
     if array.ndim not in (2, 3) or array.shape[2:] > (4,):
         raise InputError(

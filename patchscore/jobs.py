@@ -13,7 +13,7 @@ from patchscore.files import SUFFIXES, image_files
 
 
 class Job(NamedTuple):
-    """An image to denoise, and the files for the result and for its standard deviation."""
+    """An image to work on, and the files for the result and for its standard deviation."""
 
     source: Path
     target: Path

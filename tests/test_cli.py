@@ -466,3 +466,130 @@ def test_no_prior_is_written_if_nothing_could_be_learned(
     assert main(["adapt", str(tmp_path / "scans"), "-o", str(target), *options]) == 1
     assert not target.exists()
     assert "not adapted" in capfd.readouterr().out
+
+
+# restore
+
+
+@pytest.fixture
+def photograph() -> np.ndarray:
+    return data.camera()[100:164, 150:230].astype(np.float64)
+
+
+def psnr(found: np.ndarray, truth: np.ndarray) -> float:
+    return float(-10 * np.log10(np.mean((found - truth) ** 2) / 255**2))
+
+
+def deep(image: np.ndarray) -> np.ndarray:
+    """The unit of a 16-bit file: 200 counts are one of 255."""
+    return np.clip(np.rint(200 * image), 0, 65535).astype(np.uint16)
+
+
+def test_a_blurred_photograph_is_restored_in_the_unit_of_its_file(tmp_path: Path) -> None:
+    wide = torch.from_numpy(data.camera()[90:174, 140:240].astype(np.float64))[None, None]
+    blur = ps.Blur.gaussian(1.6)
+    truth = blur.frame(wide)[0, 0].numpy()
+    blurred = blur.A(wide)[0, 0].numpy() + 2 * np.random.default_rng(0).standard_normal(truth.shape)
+    source, target = tmp_path / "blurred.tif", tmp_path / "sharp.tif"
+    Image.fromarray(deep(blurred)).save(source)
+    assert main(f"restore {source} {target} --psf gaussian:1.6 --noise 400".split()) == 0
+    stored = read_image(target).pixels
+    assert stored.dtype == np.uint16
+    assert stored.shape == truth.shape
+    gaussian = psnr(stored / 200, truth)
+    assert gaussian > psnr(blurred, truth) + 2
+    # The same blur from a file, whatever its scale: a point of 10,000 counts, seen through the lens.
+    np.save(tmp_path / "psf.npy", 10_000 * blur.kernel.numpy())
+    assert main(f"restore {source} {target} --psf {tmp_path}/psf.npy --noise 400".split()) == 0
+    assert psnr(read_image(target).pixels / 200, truth) == pytest.approx(gaussian, abs=0.01)
+
+
+def test_a_small_photograph_is_enlarged_with_its_colours_and_alpha(
+    photograph: np.ndarray, tmp_path: Path
+) -> None:
+    colour = np.stack([photograph, photograph[::-1], 255 - photograph], axis=-1)
+    small = np.rint(colour.reshape(32, 2, 40, 2, 3).mean((1, 3))).astype(np.uint8)
+    alpha = np.arange(32 * 40).reshape(32, 40).astype(np.uint8)
+    source, target = tmp_path / "small.png", tmp_path / "large.png"
+    Image.fromarray(np.dstack([small, alpha])).save(source)
+    assert main(f"restore {source} {target} --scale 2 --noise 1".split()) == 0
+    written = read_image(target)
+    assert written.pixels.shape == colour.shape
+    assert written.pixels.dtype == np.uint8
+    repeated = small.repeat(2, 0).repeat(2, 1)
+    assert psnr(written.pixels, colour) > psnr(repeated, colour) + 1
+    assert written.alpha is not None
+    np.testing.assert_array_equal(written.alpha, alpha.repeat(2, 0).repeat(2, 1))
+
+
+def test_missing_pixels_are_filled_in_and_the_noise_of_the_others_is_estimated(
+    photograph: np.ndarray, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    generator = np.random.default_rng(0)
+    seen = generator.random(photograph.shape) < 0.7
+    damaged = np.where(seen, photograph + 5 * generator.standard_normal(photograph.shape), np.nan)
+    (tmp_path / "in").mkdir()
+    np.save(tmp_path / "in" / "a.npy", damaged)
+    np.save(tmp_path / "in" / "small.npy", damaged[:32])
+    np.save(tmp_path / "seen.npy", seen)
+    command = f"restore {tmp_path}/in {tmp_path}/out --mask {tmp_path}/seen.npy --positive"
+    assert main(command.split()) == 1
+    told = capfd.readouterr()
+    assert "small.npy 32 x 80; expected the same size" in told.err
+    assert "1 of 2 images could not be restored" in told.err
+    level = re.search(r"a.npy: estimated noise level ([\d.]+)", told.out)
+    assert level is not None
+    assert 5 < float(level[1]) < 8
+    filled = np.load(tmp_path / "out" / "a.npy")
+    assert filled.dtype == np.float64
+    assert filled.min() >= 0
+    assert psnr(filled, photograph) > 26
+
+
+def test_blur_coarse_pixels_and_a_mask_at_once(photograph: np.ndarray, tmp_path: Path) -> None:
+    x = torch.from_numpy(np.pad(photograph, 4, mode="reflect"))[None, None]
+    blur = ps.Blur.gaussian(1.0)
+    small = ps.Product(ps.Downsample(2), blur).A(x)[0, 0].numpy()
+    seen = np.ones_like(small, dtype=np.uint8)
+    seen[10:13, 10:13] = 0
+    np.save(tmp_path / "small.npy", np.where(seen, small, 1e4))
+    Image.fromarray(255 * seen).save(tmp_path / "seen.png")
+    options = f"--psf gaussian:1 --scale 2 --mask {tmp_path}/seen.png --noise 1"
+    assert main(f"restore {tmp_path}/small.npy {tmp_path}/large.npy {options}".split()) == 0
+    large = np.load(tmp_path / "large.npy")
+    assert large.shape == photograph.shape
+    assert psnr(large, photograph) > psnr(small.repeat(2, 0).repeat(2, 1), photograph) + 1
+
+
+BAD_DAMAGE = {
+    "nothing told": ("", "give --psf, --scale or --mask"),
+    "no width": ("--psf gaussian:wide", "expected a standard deviation in pixels"),
+    "no blur": ("--psf gaussian:0", "expected a standard deviation in pixels"),
+    "no such psf": ("--psf {tmp}/none.tif", "none.tif"),
+    "colour psf": ("--psf {tmp}/colour.png", "is no point spread function"),
+    "dark psf": ("--psf {tmp}/dark.png", "is no point spread function"),
+    "no scale": ("--scale 0", "factor is 0"),
+    "dark mask": ("--mask {tmp}/dark.png", "is zero everywhere"),
+    "large mask": ("--mask {tmp}/tall.png", "the mask is 128 x 80"),
+    "no noise": ("--scale 2 --noise 0", "sigma is 0.0"),
+    "sparse mask": ("--mask {tmp}/sparse.png", "too few to estimate"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DAMAGE)
+def test_bad_descriptions_of_damage_are_told_and_leave_nothing(
+    case: str, noisy: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sparse = np.zeros_like(noisy)
+    sparse[::2, ::2] = 1
+    images = {
+        "noisy": noisy, "colour": np.dstack([noisy] * 3), "dark": 0 * noisy, "sparse": sparse,
+        "tall": np.vstack([noisy, noisy]),
+    }  # fmt: skip
+    for name, image in images.items():
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    words, message = BAD_DAMAGE[case]
+    command = f"restore {{tmp}}/noisy.png {{tmp}}/out.png {words}".format(tmp=tmp_path)
+    assert main(command.split()) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out.png").exists()

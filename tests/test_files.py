@@ -19,7 +19,15 @@ import tifffile
 from PIL import Image, ImageOps
 
 from patchscore.errors import InputError
-from patchscore.files import SUFFIXES, ImageFile, check_writable, image_files, read_image, write_image
+from patchscore.files import (
+    SUFFIXES,
+    ImageFile,
+    check_writable,
+    image_files,
+    read_image,
+    read_mask,
+    write_image,
+)
 
 INTEGERS = ["uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"]
 NUMBERS = [*INTEGERS, "float16", "float32", "float64"]
@@ -476,6 +484,16 @@ def test_masks(tmp_path, kind):
         np.save(path, mask)
     with refuses(path, "is a 1-bit (boolean) image, a mask; expected at least 8-bit gray"):
         read_image(path)
+    found = read_mask(path)
+    assert found.dtype == bool
+    np.testing.assert_array_equal(found, ~mask if path.stem == "miniswhite" else mask)
+
+
+def test_a_mask_is_where_any_channel_is_not_zero(tmp_path):
+    image = np.zeros((7, 5, 3), np.uint8)
+    image[2, 3, 1], image[4, 0, 2] = 1, 255
+    Image.fromarray(image).save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(np.argwhere(read_mask(tmp_path / "mask.png")), [[2, 3], [4, 0]])
 
 
 def test_mask_with_a_transparent_colour(tmp_path):

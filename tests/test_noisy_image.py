@@ -11,7 +11,7 @@ from skimage import data
 import patchscore as ps
 from patchscore import cli, denoising
 from patchscore.adaptation.adapt import Report, adapt
-from patchscore.measurements.noise import estimated_sigma
+from patchscore.measurements.noise import estimated_sigma, estimated_sigma_where
 from patchscore.measurements.noisy_image import ESTIMATED_ERROR, GIVEN_ERROR, NoisyImage
 
 SIGMA = 20.0
@@ -121,3 +121,24 @@ def test_errors_teach(wall: np.ndarray) -> None:
             NoisyImage.of(noisy, **options)  # type: ignore[arg-type]
     with pytest.raises(ps.InputError, match="no noise was found in y"):
         ps.surprise(ps.load_prior("natural-gray-fast", "cpu"), np.ones((64, 64)))
+
+
+@pytest.mark.parametrize("shape", [(120, 160), (120, 160, 3)])
+def test_the_noise_of_the_pixels_that_are_seen(shape: tuple[int, ...]) -> None:
+    """A plane has no diagonal coefficients, so only the noise remains."""
+    generator = np.random.default_rng(0)
+    rows, columns = np.indices(shape[:2])
+    seen = generator.random(shape[:2]) < 0.7
+    plane = (2.0 * rows + 3.0 * columns).reshape(*shape[:2], *[1] * (len(shape) - 2))
+    image = plane + 5 * generator.standard_normal(shape)
+    image[~seen] = 1e6
+    blocks = 0.7**4 * image.size
+    # The standard error of a median of |N(0, 1)| is 1 / (2 f sqrt n), f its density there. Neighbouring
+    # blocks share pixels, which no more than doubles the variance.
+    error = 5 * 2**0.5 / (2 * 0.6356 * blocks**0.5) / 0.6745
+    assert abs(estimated_sigma_where(image, seen) - 5) < 4 * error
+
+
+def test_too_few_pixels_to_estimate_noise_from() -> None:
+    with pytest.raises(ps.InputError, match="only 81 blocks"):
+        estimated_sigma_where(np.zeros((10, 10)), np.ones((10, 10), bool))

@@ -12,6 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from patchscore.errors import InputError
+
+NORMAL_MEDIAN = 0.6744897501960817  # of the absolute value of standard normal numbers
+FEWEST_BLOCKS = 100  # their median gives a noise level to about a tenth
 SAMPLE = 2**16  # pixels that quantiles are taken of
 # An image with white noise of level sigma has at least this standard deviation. Small images vary.
 LEAST_PIXELS, IMPOSSIBLE = 64, 2.0
@@ -36,9 +40,31 @@ def estimated_sigma(array: np.ndarray, channel_axis: int | None = None) -> float
         # A power of two changes no digit, and keeps values of any size within the range of squares.
         values = np.ldexp(image.astype(np.float64), -exponent)
         detail = np.abs(pywt.dwtn(values, "db2")["dd"])
-        levels.append(np.median(detail[detail > 0]) / 0.6744897501960817 if detail.any() else 0.0)
+        levels.append(np.median(detail[detail > 0]) / NORMAL_MEDIAN if detail.any() else 0.0)
     sigma = float(np.mean(levels))
     return math.ldexp(sigma, exponent) if sigma > 10 * np.finfo(np.float64).eps else 0.0
+
+
+def estimated_sigma_where(array: np.ndarray, seen: np.ndarray) -> float:
+    """The noise level of the pixels that are seen: (H, W) or (H, W, C), and (H, W) booleans.
+
+    From the diagonal Haar coefficients (a - b - c + d) / 2 of all blocks of four pixels that are seen.
+    They are more sensitive to texture than longer wavelets, but need no other neighbours.
+
+    Raises :class:`InputError` if fewer than 100 blocks are seen whole.
+    """
+
+    def four(values: np.ndarray) -> tuple[np.ndarray, ...]:
+        return values[:-1, :-1], values[:-1, 1:], values[1:, :-1], values[1:, 1:]
+
+    whole = np.logical_and.reduce(four(seen))
+    if whole.sum() < FEWEST_BLOCKS:
+        raise InputError(
+            f"only {whole.sum()} blocks of 2 x 2 pixels are measured whole, too few to estimate the "
+            "noise level from; give it."
+        )
+    a, b, c, d = four(array.astype(np.float64))
+    return float(np.median(np.abs(a - b - c + d)[whole] / 2) / NORMAL_MEDIAN)
 
 
 def some_pixels(pixels: np.ndarray) -> np.ndarray:
