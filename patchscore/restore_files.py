@@ -14,6 +14,7 @@ import torch
 from patchscore.checks import check_noise_level
 from patchscore.errors import InputError
 from patchscore.files import check_writable, read_image, read_mask, write_image
+from patchscore.images import numeric_array
 from patchscore.measurements.blur import Blur
 from patchscore.measurements.downsample import Downsample
 from patchscore.measurements.noise import estimated_sigma, estimated_sigma_where
@@ -71,17 +72,17 @@ class Damage:
     def measured(self, pixels: np.ndarray, name: str) -> np.ndarray:
         """The pixels, zero where the mask is.
 
-        Raises :class:`InputError` if the mask has another size.
+        Raises :class:`InputError` if the mask has another size, or a measured pixel is not finite.
         """
         if self.seen is None:
-            return pixels
+            return numeric_array(pixels, name=name)
         if self.seen.shape != pixels.shape[:2]:
             raise InputError(
                 f"the mask is {self.seen.shape[0]} x {self.seen.shape[1]} pixels and {name} "
                 f"{pixels.shape[0]} x {pixels.shape[1]}; expected the same size."
             )
         seen = self.seen if pixels.ndim == 2 else self.seen[..., None]
-        return np.where(seen, pixels, np.zeros((), pixels.dtype))
+        return numeric_array(np.where(seen, pixels, np.zeros((), pixels.dtype)), name=name)
 
     def noise(self, pixels: np.ndarray) -> float:
         """The noise level of the measured pixels, estimated; at least that of rounding.
@@ -154,6 +155,7 @@ def restore_file(
         prior=prior,
         positive=positive,
         channel_axis=None if y.ndim == 2 else -1,
+        device=device,
     )
     alpha = image.alpha
     if alpha is not None:
