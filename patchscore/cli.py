@@ -269,8 +269,7 @@ def _over_images(
 def _denoised(job: Job, prior: PatchPrior, options: argparse.Namespace) -> None:
     source, target, std = job
     generator = _generator(options)
-    image = read_image(source)
-    check_memory(BYTES_PER_VALUE * image.pixels.size, f"{source} cannot be denoised: it")
+    image = read_image(source, bytes_per_value=BYTES_PER_VALUE)
     check_writable(target, image, dtype=image.pixels.dtype)
     plain = ImageFile(image.pixels)
     if std is not None:

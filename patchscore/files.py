@@ -5,9 +5,12 @@ The alpha channel and the ICC profile are kept, the orientation is applied, othe
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import zlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -43,23 +46,32 @@ _NPY = _Format("NPY", _NUMBERS, (1, 2, 3, 4), alpha=False)
 _FORMATS = {".png": _PNG, ".jpg": _JPEG, ".jpeg": _JPEG, ".tif": _TIFF, ".tiff": _TIFF, ".npy": _NPY}
 _STARTS = {b"\x89PNG\r\n\x1a\n": ".png", b"\xff\xd8\xff": ".jpg", b"\x93NUMPY": ".npy"}
 _STARTS |= dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), ".tif")
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # of its colour types
 _ORIENTATION, _PROFILE = 274, 34675  # the numbers of the tags in EXIF and TIFF
 SUFFIXES = tuple(_FORMATS)
 COPIES = 3  # of the pixels, in memory while a file is read
+_CheckRoom = Callable[[tuple[int, ...], float], None]
 
 
-def read_image(path: str | Path) -> ImageFile:
+def read_image(path: str | Path, *, bytes_per_value: float = 0) -> ImageFile:
     """Read an image, upright, in the dtype and unit of the file.
 
     Palettes become RGB, white-is-zero TIFFs are inverted so that larger is brighter, and a JPEG with
     several pictures, as phones write them, gives the first. One channel is returned as (H, W), except
     for an NPY of shape (H, W, 1). The channels of an NPY are never an alpha.
 
+    Parameters
+    ----------
+    bytes_per_value
+        The memory that will be needed for each number of the image. An image that is too large is
+        refused by its header.
+
     Raises
     ------
     InputError
-        If the file is missing, empty, damaged, misnamed or of another format, or does not hold one image
-        of 1 to 4 numeric channels (but a mask, a stack, CMYK, complex numbers, objects).
+        If the file is missing, empty, damaged, misnamed, of another format or too large for the memory
+        that is free, or does not hold one image of 1 to 4 numeric channels (but a mask, a stack, CMYK,
+        complex numbers, objects).
     """
     image = _read(Path(path))
     if image.pixels.dtype == bool:
@@ -83,7 +95,7 @@ def _read(path: Path) -> ImageFile:
     try:
         with enough_memory(path):
             _check_content(path, file_format)
-            return read(path)
+            return read(path, partial(_check_room, path, bytes_per_value))
     except InputError:
         raise
     except Exception as error:  # damaged bytes can raise anything in a decoder
@@ -199,10 +211,10 @@ def _check_array(array: np.ndarray, name: str | Path) -> None:
         raise InputError(f"{name} has shape {array.shape}: there are no pixels in it.")
 
 
-def _check_room(path: Path, height: int, width: int, bytes_per_pixel: float) -> None:
-    """Check by the header of a file that its pixels fit in memory, before any is read."""
-    what = f"{path} cannot be read: an image of {height} x {width} pixels"
-    check_memory(COPIES * height * width * bytes_per_pixel, what)
+def _check_room(path: Path, later: float, shape: tuple[int, ...], itemsize: float) -> None:
+    """Check by the header of a file that there is memory to read it, and what is needed later."""
+    what = f"{path} cannot be read: an image of {' x '.join(map(str, shape))} numbers"
+    check_memory(max(COPIES * itemsize, later) * math.prod(shape), what)
 
 
 def _image_file(
@@ -219,18 +231,18 @@ def _image_file(
     return ImageFile(np.ascontiguousarray(pixels), alpha, profile)
 
 
-def _read_jpeg(path: Path) -> ImageFile:
+def _read_jpeg(path: Path, check_room: _CheckRoom) -> ImageFile:
     from PIL.JpegImagePlugin import JpegImageFile  # Image.open would refuse large images
 
     with JpegImageFile(path) as image:
         if image.mode not in ("L", "RGB"):
             raise InputError(f"{path} is a {image.mode} JPEG, made for print; convert it to RGB first.")
-        _check_room(path, image.height, image.width, len(image.mode))
+        check_room((image.height, image.width, len(image.mode)), 1)
         orientation = image.getexif().get(_ORIENTATION, 1)
         return _image_file(path, np.array(image), False, image.info.get("icc_profile"), orientation)
 
 
-def _read_png(path: Path) -> ImageFile:
+def _read_png(path: Path, check_room: _CheckRoom) -> ImageFile:
     import png
     from PIL.PngImagePlugin import PngImageFile
 
@@ -238,7 +250,7 @@ def _read_png(path: Path) -> ImageFile:
         if image.n_frames > 1:
             raise InputError(f"{path} is an animation; save one of its images separately.")
         depth, colour = file.read(26)[24:]
-        _check_room(path, image.height, image.width, 4 * max(depth, 8) // 8 if colour else depth / 8)
+        check_room((image.height, image.width, _PNG_CHANNELS[colour]), max(depth, 8) / 8)
         key = image.info.get("transparency")
         if colour == 3:
             samples = np.array(image.convert("RGB" if key is None else "RGBA"))
@@ -258,14 +270,14 @@ def _read_png(path: Path) -> ImageFile:
         return _image_file(path, samples, has_alpha, image.info.get("icc_profile"), orientation)
 
 
-def _read_tiff(path: Path) -> ImageFile:
+def _read_tiff(path: Path, check_room: _CheckRoom) -> ImageFile:
     import tifffile
 
     with tifffile.TiffFile(path) as file:
         page = file.pages.first
         size = page.imagelength * page.imagewidth * page.samplesperpixel
-        room = page.samplesperpixel * max(page.bitspersample, 8) / 8
-        _check_room(path, page.imagelength, page.imagewidth, room)
+        shape = page.imagelength, page.imagewidth, page.samplesperpixel
+        check_room(shape, max(page.bitspersample, 8) / 8)
         if len(file.series) > 1 or file.series[0].size != size:
             raise InputError(f"{path} holds several images or a volume; save one of them separately.")
         if max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))) > path.stat().st_size:
@@ -292,10 +304,10 @@ def _read_tiff(path: Path) -> ImageFile:
     return _image_file(path, samples, alpha != 0, profile, orientation)
 
 
-def _read_npy(path: Path) -> ImageFile:
+def _read_npy(path: Path, check_room: _CheckRoom) -> ImageFile:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     _check_array(array, path)
-    check_memory(COPIES * array.nbytes, f"{path} cannot be read: an array of shape {array.shape}")
+    check_room(array.shape, array.itemsize)
     return ImageFile(np.array(array, array.dtype.newbyteorder("=")))
 
 

@@ -31,7 +31,7 @@ from patchscore.memory import check_memory
 if sys.platform != "win32":
     import fcntl
 
-BESIDE = ".patchscore-"  # how the folders of unfinished files begin
+BESIDE = ".patchscore-unfinished-"  # how the folders of unfinished files begin
 SECONDS_UNTIL_HELD = 2  # at most, after such a folder was made
 
 

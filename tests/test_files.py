@@ -828,8 +828,13 @@ def test_a_bomb_is_refused_by_its_header(tmp_path, suffix, monkeypatch):
     write_bomb(path)
     assert path.stat().st_size < 2.5e6 + 1e5
     tracemalloc.start()
-    with refuses(path, "an image of 50000 x 50000 pixels needs 7.5 GB of memory, and 5 GB are free"):
+    with refuses(
+        path, "an image of 50000 x 50000 x 1 numbers needs 7.5 GB of memory, and 5 GB are free"
+    ):
         read_image(path)
+    monkeypatch.setattr("patchscore.memory.free_bytes", lambda: 5 * 10**10)
+    with refuses(path, "50000 x 50000 x 1 numbers needs 75 GB of memory, and 50 GB are free"):
+        read_image(path, bytes_per_value=30)
     assert tracemalloc.get_traced_memory()[1] < 5e7
     tracemalloc.stop()
 
