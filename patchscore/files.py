@@ -73,7 +73,7 @@ def read_image(path: str | Path, *, bytes_per_value: float = 0) -> ImageFile:
         that is free, or does not hold one image of 1 to 4 numeric channels (but a mask, a stack, CMYK,
         complex numbers, objects).
     """
-    image = _read(Path(path))
+    image = _read(Path(path), bytes_per_value)
     if image.pixels.dtype == bool:
         raise InputError(f"{path} is a 1-bit (boolean) image, a mask; expected at least 8-bit gray.")
     return image
@@ -88,7 +88,7 @@ def read_mask(path: str | Path) -> np.ndarray:
     return np.asarray(np.atleast_3d(pixels).any(axis=2))
 
 
-def _read(path: Path) -> ImageFile:
+def _read(path: Path, bytes_per_value: float = 0) -> ImageFile:
     """The image of a file, also a boolean one."""
     file_format = _format_of(path)
     read = {_PNG: _read_png, _JPEG: _read_jpeg, _TIFF: _read_tiff, _NPY: _read_npy}[file_format]
