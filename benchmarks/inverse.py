@@ -241,6 +241,7 @@ def summary(rows: Sequence[Row], options: argparse.Namespace) -> str:
     frame = frame_of(rows)
     order = list(dict.fromkeys(frame.method))
     psnr = frame.pivot(index=["problem", "image"], columns="method", values="psnr")[order]
+    psnr = psnr.loc[list(dict.fromkeys(frame.problem))]
     means = psnr.groupby("problem", sort=False).mean()
     lines = [
         ["problem", *order],
