@@ -11,6 +11,9 @@ on them. Oracles look at the clean image, to say what a method can reach at best
     dpir        deepinv's plug-and-play method DPIR with its own settings and a patch prior as denoiser
     red         deepinv's regularisation by denoising, with a patch prior at the best of three levels
     one-step    the posterior mean: for noise alone
+    restore     :func:`patchscore.restore`, with nothing given but y, A and noise_std
+    best        the same, told the noise level that is best for this image, 0.5 to 2 times the true one
+    map         the same with the true one and ``estimate="map"``
 
 The algorithms of deepinv are left out in CT: the settings of DPIR are for operators of norm one, and the
 others take hundreds of products for a step, or thousands of steps. Seconds are those of one core, of an
@@ -23,10 +26,11 @@ from __future__ import annotations
 import argparse
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -46,6 +50,7 @@ from patchscore.linear_algebra import largest_eigenvalue
 
 PRIORS = "natural-gray-fast", "natural-gray"
 WAVELET, WAVELET_STEPS = "db4", 100
+TOLD = 0.5, 0.7, 1.0, 1.4, 2.0
 RED_LEVELS, RED_STEPS = (0.02, 0.04, 0.08), 40  # levels as parts of the range of the image
 
 
@@ -219,6 +224,27 @@ def by_one_step(problem: Measured, prior: str) -> tuple[Tensor, str]:
     return prior_of(prior).denoise(problem.y, problem.noise_std), ""
 
 
+def by_restore(
+    problem: Measured, prior: str, estimate: Literal["auto", "map"] = "auto", told: float = 1.0
+) -> tuple[Tensor, str]:
+    """The door of the library; with its defaults, if nothing else is said."""
+    chosen: Any = prior if prior == "auto" else prior_of(prior)
+    noise_std = told * problem.noise_std
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the misfit is large, for the level that was told
+        x = ps.restore(
+            problem.y, problem.physics, noise_std, prior=chosen, estimate=estimate, progress=False
+        )
+    return x, ""
+
+
+def by_best_restore(problem: Measured, prior: str) -> tuple[Tensor, str]:
+    """The noise level with the best PSNR, which makes the prior weaker or stronger."""
+    found = {told: by_restore(problem, prior, told=told)[0] for told in TOLD}
+    best = max(found, key=lambda told: problem.psnr(found[told]))
+    return found[best], f"noise_std x {best:g}"
+
+
 METHODS: dict[str, Callable[[Measured, str], tuple[Tensor, str]]] = {
     "start": by_start,
     "tv": by_total_variation,
@@ -226,13 +252,18 @@ METHODS: dict[str, Callable[[Measured, str], tuple[Tensor, str]]] = {
     "dpir": by_dpir,
     "red": by_red,
     "one-step": by_one_step,
+    "restore": by_restore,
+    "best": by_best_restore,
+    "map": partial(by_restore, estimate="map"),
 }
 SHOWN = (
     "start",
     "tv",
     "wavelets",
     f"red {PRIORS[0]}",
-    *(f"{kind} {prior}" for kind in ("dpir", "one-step") for prior in PRIORS),
+    *(f"{kind} {prior}" for kind in ("dpir", "one-step", "map") for prior in PRIORS),
+    f"best {PRIORS[0]}",
+    *(f"restore {prior}" for prior in (*PRIORS, "auto")),
 )
 
 
@@ -283,7 +314,9 @@ def _overview(gains: pd.DataFrame, cost: pd.DataFrame) -> list[list[str]]:
 
 def _by_problem(gains: pd.DataFrame) -> list[list[str]]:
     """A line for every problem: the gains of what is restored, over its images."""
-    shown = [method for method in gains if method.startswith(("restore", "map", "dpir"))] or list(gains)
+    shown = [
+        method for method in gains if method.startswith(("restore", "best", "map", "dpir"))
+    ] or list(gains)
     lines = [["problem", *shown]]
     for problem, values in gains[shown].groupby("problem", sort=False):
         found = [values[method].dropna().to_numpy() for method in shown]

@@ -190,7 +190,7 @@ def motion_blur(shape: torch.Size, generator: torch.Generator, *, side: int) -> 
     deepinv = import_deepinv()
     generators = deepinv.physics.generator
     kernel = generators.MotionBlurGenerator((side, side), rng=generator).step(1)["filter"]
-    return deepinv.physics.Blur(filter=kernel, padding="valid", use_fft=True)
+    return deepinv.physics.Blur(filter=kernel, padding="valid")
 
 
 def downsampling(shape: torch.Size, generator: torch.Generator, *, factor: int) -> Any:
