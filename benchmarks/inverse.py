@@ -12,7 +12,7 @@ on them. Oracles look at the clean image, to say what a method can reach at best
     red         deepinv's regularisation by denoising, with a patch prior at the best of three levels
     one-step    the posterior mean: for noise alone
     restore     :func:`patchscore.restore`, with nothing given but y, A and noise_std
-    best        the same, told the noise level that is best for this image, 0.5 to 2 times the true one
+    best        the same, told the noise level that is best for this image, 0.7 to 1.4 times the true one
     map         the same with the true one and ``estimate="map"``
 
 The algorithms of deepinv are left out in CT: the settings of DPIR are for operators of norm one, and the
@@ -50,7 +50,7 @@ from patchscore.linear_algebra import largest_eigenvalue
 
 PRIORS = "natural-gray-fast", "natural-gray"
 WAVELET, WAVELET_STEPS = "db4", 100
-TOLD = 0.5, 0.7, 1.0, 1.4, 2.0
+TOLD = 0.7, 1.0, 1.4
 RED_LEVELS, RED_STEPS = (0.02, 0.04, 0.08), 40  # levels as parts of the range of the image
 
 
