@@ -273,7 +273,8 @@ def summary(rows: Sequence[Row], options: argparse.Namespace) -> str:
     order = list(dict.fromkeys(frame.method))
     psnr = frame.pivot(index=["problem", "image"], columns="method", values="psnr")[order]
     psnr = psnr.loc[list(dict.fromkeys(frame.problem))]
-    means = psnr.groupby("problem", sort=False).mean()
+    # No mean of some images beside the mean of all.
+    means = psnr.groupby("problem", sort=False).agg(lambda found: found.mean(skipna=False))
     lines = [
         ["problem", *order],
         *([name, *map(_decibels, values)] for name, *values in means.itertuples()),
