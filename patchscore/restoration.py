@@ -59,8 +59,8 @@ DATA_TOLERANCE = 0.1
 LEAST_RATIO, MOST_RATIO = 2.0, 50.0
 # Of finite differences, relative to the image.
 STEP = 0.1
-# Of the mode: its level, in units of the last level, and the strength of the prior.
-MAP_LEVEL, MAP_STRENGTH = 0.2, 0.35
+# Of the mode: the level of the prior, in units of the contrast, and its strength.
+MAP_LEVEL, MAP_STRENGTH = 0.1, 0.35
 BURN_IN = 0.25
 # A larger misfit, in units of the noise, is reported.
 LARGE_MISFIT = 1.5
@@ -204,7 +204,7 @@ def restore(
         if estimate == "map":
             objective = Posterior(door.prior, door.likelihood)
             x = map_estimate(
-                objective, x, sigma=MAP_LEVEL * levels[-1], strength=MAP_STRENGTH, progress=progress
+                objective, x, sigma=_map_level(levels), strength=MAP_STRENGTH, progress=progress
             ).x
         if estimate != "mean":
             return door.result(x)
@@ -379,6 +379,11 @@ def _levels(likelihood: Measurement, start: Tensor) -> list[float]:
     last = variance.max().sqrt().item()
     last = min(max(last, first / MOST_RATIO), first / LEAST_RATIO)
     return geometric_levels(first, last, LEVELS)
+
+
+def _map_level(levels: list[float]) -> float:
+    """The noise level of the prior for the mode."""
+    return min(levels[-1], MAP_LEVEL * levels[0])
 
 
 def _ratio(a: Tensor, b: Tensor) -> Tensor:
