@@ -24,7 +24,7 @@ def noise_levels(sigma: float | Tensor, x: Tensor) -> Tensor:
     if not (x.is_floating_point() or x.is_complex()):
         raise InputError(f"x is {x.dtype}; expected floating-point numbers: x.float().")
     if not isinstance(sigma, Tensor):
-        sigma = torch.from_numpy(_numbers(sigma))
+        sigma = torch.from_numpy(numbers(sigma))
     if sigma.device.type == "cpu" and not is_traced(sigma):
         values = sigma.detach().double().numpy()
         _check_levels(values, values.tolist(), x.real.dtype)
@@ -46,7 +46,7 @@ def is_traced(x: Tensor) -> bool:
 
 def check_noise_level(sigma: Any) -> float:
     """sigma as a float; :class:`InputError` unless it is one positive, finite number."""
-    value = _numbers(sigma)
+    value = numbers(sigma)
     if value.ndim != 0:
         raise InputError(
             f"sigma is {sigma!r:.100}; expected one number, the noise level in the unit of the image."
@@ -67,7 +67,7 @@ def _check_levels(values: np.ndarray, given: Any, dtype: torch.dtype = torch.flo
         )
 
 
-def _numbers(values: Any, name: str = "sigma") -> np.ndarray:
+def numbers(values: Any, name: str = "sigma") -> np.ndarray:
     """A number or numbers in float64; :class:`InputError` for anything else."""
     try:
         if isinstance(values, Tensor):
@@ -82,7 +82,7 @@ def _numbers(values: Any, name: str = "sigma") -> np.ndarray:
 
 def check_schedule(sigmas: Sequence[float]) -> None:
     """Raise :class:`InputError` unless these are noise levels, at least one, that do not rise."""
-    levels = _numbers(sigmas, "sigmas")
+    levels = numbers(sigmas, "sigmas")
     falling = levels.ndim == 1 and levels.size > 0 and not (np.diff(levels) > 0).any()
     if not (falling and (levels > 0).all() and np.isfinite(levels).all()):
         raise InputError(
@@ -93,7 +93,7 @@ def check_schedule(sigmas: Sequence[float]) -> None:
 
 def noise_level_range(sigmas: Sequence[float]) -> tuple[float, float]:
     """The lowest and the highest of a range of noise levels; :class:`InputError` if it is not one."""
-    levels = _numbers(sigmas, "sigmas")
+    levels = numbers(sigmas, "sigmas")
     if levels.shape != (2,) or not 0 < levels[0] <= levels[1] < math.inf:
         raise InputError(
             f"sigmas is {sigmas!r:.100}; expected the lowest and the highest noise level, both positive "
@@ -127,12 +127,12 @@ def check_alike(x: Tensor, like: Tensor, *, name: str, holder: str) -> None:
         )
 
 
-def check_positive(**numbers: float | None) -> None:
+def check_positive(**values: float | None) -> None:
     """Raise :class:`InputError` unless all are positive and finite; None is allowed."""
-    for name, value in numbers.items():
+    for name, value in values.items():
         if value is None:
             continue
-        number = _numbers(value, name)
+        number = numbers(value, name)
         if number.ndim != 0 or not 0 < number < math.inf:
             raise InputError(f"{name} is {value!r:.100}; expected a positive number.")
 

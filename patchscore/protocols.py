@@ -81,6 +81,15 @@ class Likelihood(Density, Bounded, Protocol):
         """A sample of p(y | x) N(x; z, I / precision): (B, C, H, W) -> (B, C, H, W)."""
 
 
+def check_score(model: object, name: str = "the prior or posterior") -> None:
+    """Raise :class:`InputError` unless the model has a score."""
+    if not callable(getattr(model, "score", None)):
+        raise InputError(
+            f"{name} is {type(model).__name__}; expected something with score(x, sigma), such as a "
+            "PatchPrior or a Posterior."
+        )
+
+
 def has_potential(model: Score) -> bool:
     """Whether log_prob can be evaluated."""
     return bool(getattr(model, "has_potential", isinstance(model, Density)))

@@ -185,11 +185,12 @@ def test_corrections_bring_the_walk_back_to_the_posterior(field, z_score) -> Non
     """With many steps at the last level the draws are those of the unadjusted walk there."""
     y, last = field.sample(1, generator=seeded(1)), 0.3
     posterior = ps.Posterior(field, ps.GaussianLikelihood(y, ps.Identity(), 0.5))
-    chain = predictor_corrector(
-        posterior, torch.zeros(1000, 1, *SHAPE, dtype=torch.float64),
-        sigmas=[3.0, 1.5, 0.8, 0.5, last], corrections=60, step_fraction=0.3, generator=seeded(),
-        progress=False,
-    )  # fmt: skip
+    with pytest.warns(UserWarning, match="not calibrated on posteriors"):
+        chain = predictor_corrector(
+            posterior, torch.zeros(1000, 1, *SHAPE, dtype=torch.float64),
+            sigmas=[3.0, 1.5, 0.8, 0.5, last], corrections=60, step_fraction=0.3, generator=seeded(),
+            progress=False,
+        )  # fmt: skip
     noise = 0.5**2 + last**2
     precision = 1 / (field.power_spectrum + last**2) + 1 / noise
     h = 0.3 / (1 / last**2 + 1 / noise)

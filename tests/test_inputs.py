@@ -203,6 +203,63 @@ def test_every_evaluation_is_counted(bound: bool) -> None:
         )
 
 
+def test_what_is_no_batch_of_images_is_refused(fast: ps.PatchPrior, x: torch.Tensor) -> None:
+    settings = {"generator": torch.Generator().manual_seed(0), "progress": False}
+    doors = [
+        lambda y, model: ps.sample_denoised(model, y, 0.1, 2, **settings),
+        lambda y, model: ps.langevin(model, y, sigma=0.1, steps=2, **settings),
+        lambda y, model: annealed_langevin(model, y, sigmas=[0.1], **settings),
+        lambda y, model: predictor_corrector(model, y, sigmas=[0.2, 0.1], **settings),
+        lambda y, model: ps.map_estimate(model, y, sigma=0.1, progress=False),
+        lambda y, model: model.denoise(y, 0.1),
+    ]
+    for door in doors:
+        for y, found in (
+            (x[0], r"has shape \(1, 48, 48\)"),
+            (x[:0], "has shape"),
+            (x.numpy(), "is ndarray"),
+        ):
+            with pytest.raises(ps.InputError, match=found + r".*expected \(B, C, H, W\)"):
+                door(y, fast)
+        with pytest.raises(ps.InputError, match=r"is torch\.int64"):
+            door(x.long(), fast)
+    for door in doors[:-1]:
+        with pytest.raises(ps.InputError, match="NaN or infinite"):
+            door(x * torch.nan, fast)
+        for model in (None, "natural-gray", lambda x: x):
+            with pytest.raises(ps.InputError, match=r"expected something with score\(x, sigma\)"):
+                door(x, model)
+    for door in doors[:4]:
+        settings["generator"] = np.random.default_rng(0)
+        with pytest.raises(ps.InputError, match="expected one of PyTorch"):
+            door(x, fast)
+    for prior, likelihood in ((None, fast), (fast, None)):
+        with pytest.raises(ps.InputError, match=r"expected something with score\(x, sigma\)"):
+            ps.Posterior(prior, likelihood)
+
+
+def test_a_chain_says_that_it_is_too_short() -> None:
+    """Of a slow walk, whose true worth is n (1 - a) / (1 + a)."""
+    field = ps.GaussianCliques.exponential((8, 8), std=1.0, length=8.0)
+    x0 = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
+
+    def walk(steps: int) -> str:
+        generator = torch.Generator().manual_seed(0)
+        return repr(
+            ps.langevin(
+                field, x0, sigma=0.2, steps=steps, thin=1 + steps // 400, generator=generator,
+                progress=False,
+            )
+        )  # fmt: skip
+
+    assert "too short: worth" in walk(100)
+    assert "too short" not in walk(40_000)
+    independent = ps.sample_denoised(
+        field, x0, 0.2, 10, generator=torch.Generator().manual_seed(0), progress=False
+    )
+    assert "too short" not in repr(independent)
+
+
 @pytest.mark.parametrize("unit", [1e-31, 1e-25, 1e-12, 1e12, 1e20, 1e33])
 def test_a_prior_denoises_in_any_unit_of_float32(
     unit: float, fast: ps.PatchPrior, x: torch.Tensor

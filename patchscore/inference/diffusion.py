@@ -26,21 +26,32 @@ section 15.1 (weak order two of Heun's method for additive noise).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from patchscore.checks import check_choice, check_counts, check_positive, check_schedule, noise_levels
+from patchscore.checks import (
+    check_batch,
+    check_choice,
+    check_counts,
+    check_positive,
+    check_schedule,
+    noise_levels,
+)
+from patchscore.errors import InputError
 from patchscore.inference.chain import Chain, Keep
 from patchscore.inference.curvature import curvature_bound
 from patchscore.inference.langevin import UNADJUSTED, langevin_step
+from patchscore.inference.posterior import Posterior
 from patchscore.inference.sampling import State, run
 from patchscore.inference.schedules import noise_schedule
 from patchscore.linear_algebra import expand, tweedie
-from patchscore.protocols import Score
+from patchscore.protocols import Score, check_score
 from patchscore.randomness import standard_normal, stream
 
 Order = Literal[1, 2]
@@ -117,6 +128,8 @@ def sample_denoised(
     Only as calibrated as the prior: it uses the scores of the prior at all levels below sigma, and they
     need not belong to one density of clean images.
     """
+    check_score(prior)
+    check_batch(y, "y")
     sigma = noise_levels(sigma, y)
     check_counts(n=n, levels=levels)
     check_choice(get_args(Order), order=order)
@@ -190,19 +203,36 @@ def predictor_corrector(
     InputError
         If a setting does not fit.
 
+    Warns
+    -----
+    UserWarning
+        For a posterior: the draws are not calibrated.
+
     Notes
     -----
     For a prior, the error falls with the number of levels as the order says, and corrections bring the
     walk back to the density of the score. For a posterior, the likelihood at sigma > 0 is an
-    approximation (see :mod:`patchscore.inference.posterior`), so without corrections the draws are not
-    from p(x | y), however many levels there are. For denoising use :func:`sample_denoised`, which does
-    not have this error.
+    approximation (see :mod:`patchscore.inference.posterior`), so the draws are not from p(x | y),
+    however many levels there are: with one correction the variance of Gaussian posteriors was 1.25 to
+    2.15 times the exact one. Many corrections at the last level bring it to that of the unadjusted walk
+    there. For denoising use :func:`sample_denoised`, which does not have this error.
     """
+    check_score(posterior)
+    check_batch(x0, "x0")
     check_schedule(sigmas)
     check_choice(get_args(Order), order=order)
     last = len(sigmas) - 1
     check_counts(levels=last)
+    if not isinstance(corrections, int | np.integer) or corrections < 0:
+        raise InputError(f"corrections is {corrections!r}; expected a whole number, 0 or more.")
     check_positive(step_fraction=step_fraction)
+    if isinstance(posterior, Posterior):
+        warnings.warn(
+            "predictor_corrector is not calibrated on posteriors: its draws are not from p(x | y), and "
+            "their spread is no uncertainty. Use sample_denoised for denoising, else langevin or "
+            "split_gibbs.",
+            stacklevel=2,
+        )
     levels = [x0.real.new_full((len(x0),), sigma) for sigma in sigmas]
 
     def step(state: State, generator: torch.Generator) -> State:

@@ -23,13 +23,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from patchscore.checks import check_counts, check_noise_level, check_positive, check_schedule
+from patchscore.checks import (
+    check_batch,
+    check_counts,
+    check_noise_level,
+    check_positive,
+    check_schedule,
+)
 from patchscore.errors import InputError
 from patchscore.inference.chain import Chain, Keep
 from patchscore.inference.curvature import curvature, curvature_bound
 from patchscore.inference.sampling import State, run
 from patchscore.linear_algebra import dimension, dot, expand
-from patchscore.protocols import Score, require_potential
+from patchscore.protocols import Score, check_score, require_potential
 from patchscore.randomness import standard_normal
 
 # h L of the unadjusted walk. The variance in the stiffest direction is then 1 / (1 - 0.1 / 2) = 1.05
@@ -101,6 +107,8 @@ def langevin(
     ``diagnostics.effective_sample_size``. In float32 the log density of N pixels has an error of about
     N / 10^7; ``metropolis`` needs it below one.
     """
+    check_score(posterior)
+    check_batch(x0, "x0")
     check_noise_level(sigma)
     check_positive(step_size=step_size)
     density = require_potential(posterior, "metropolis=True") if metropolis else None
@@ -203,6 +211,8 @@ def annealed_langevin(
     The draws are from p_sigma(x | y) at the last level, with the bias of the unadjusted walk. The
     proportions of the modes are wrong if levels are far apart or have few steps.
     """
+    check_score(posterior)
+    check_batch(x0, "x0")
     check_schedule(sigmas)
     check_counts(steps_per_level=steps_per_level)
     check_positive(step_fraction=step_fraction)

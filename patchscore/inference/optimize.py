@@ -29,13 +29,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from patchscore.checks import check_counts, check_positive, check_schedule
+from patchscore.checks import check_batch, check_counts, check_positive, check_schedule, numbers
 from patchscore.errors import InputError
 from patchscore.figures import as_html, counted, image_size, solution_figure
 from patchscore.inference.curvature import curvature, curvature_bound
 from patchscore.inference.posterior import Objective, Posterior
 from patchscore.linear_algebra import dot, expand, rms
-from patchscore.protocols import Density, Score, has_potential
+from patchscore.protocols import Density, Score, check_score, has_potential
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -134,7 +134,9 @@ def map_estimate(
     posterior mean (``prior.denoise``, :func:`sample_denoised`). Unreliable for a sigma below the
     training range of the prior.
     """
-    sigmas = np.atleast_1d(sigma).tolist()
+    check_score(posterior)
+    check_batch(x0, "x0")
+    sigmas = np.atleast_1d(numbers(sigma)).tolist()
     check_schedule(sigmas)
     check_counts(max_steps=max_steps)
     check_positive(strength=strength)

@@ -11,7 +11,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from patchscore.protocols import Likelihood, Score, has_potential, known_bound, require_potential
+from patchscore.protocols import (
+    Likelihood,
+    Score,
+    check_score,
+    has_potential,
+    known_bound,
+    require_potential,
+)
 
 
 class Posterior:
@@ -26,6 +33,8 @@ class Posterior:
     """
 
     def __init__(self, prior: Score, likelihood: Likelihood) -> None:
+        check_score(prior, "the prior")
+        check_score(likelihood, "the likelihood")
         self.prior = prior
         self.likelihood = likelihood
 

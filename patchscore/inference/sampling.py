@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from patchscore.checks import check_choice, check_counts
+from patchscore.checks import check_batch, check_choice, check_counts
 from patchscore.errors import InputError
 from patchscore.inference.chain import Chain, Keep
 from patchscore.memory import free_bytes
@@ -112,12 +113,15 @@ def run(
     >>> run(step, x0, steps=100, generator=torch.Generator().manual_seed(0), progress=False).draws
     50
     """
+    check_batch(x0, "x0")
     check_counts(steps=steps, thin=thin)
+    if not isinstance(resume, Chain | None):
+        raise InputError(f"resume is {type(resume).__name__}; expected the Chain to go on from.")
     if burn_in is None:
         burn_in = steps // 2 if resume is None else resume.burn_in
-    if not 0 <= burn_in < steps:
+    if not (isinstance(burn_in, int | np.integer) and 0 <= burn_in < steps):
         raise InputError(
-            f"burn_in is {burn_in} of {steps} steps; expected at least 0 and fewer than all of them."
+            f"burn_in is {burn_in!r} of {steps} steps; expected at least 0 and fewer than all of them."
         )
     check_choice(get_args(Keep), keep=keep)
     working = generator_like(x0, generator)
