@@ -23,7 +23,7 @@ def noise_levels(sigma: float | Tensor, x: Tensor) -> Tensor:
     """
     if not (x.is_floating_point() or x.is_complex()):
         raise InputError(f"x is {x.dtype}; expected floating-point numbers: x.float().")
-    if not isinstance(sigma, Tensor):
+    if not isinstance(sigma, Tensor) or sigma.is_complex() or sigma.dtype == torch.bool:
         sigma = torch.from_numpy(numbers(sigma))
     if sigma.device.type == "cpu" and not is_traced(sigma):
         values = sigma.detach().double().numpy()
@@ -67,6 +67,14 @@ def _check_levels(values: np.ndarray, given: Any, dtype: torch.dtype = torch.flo
         )
 
 
+def one_number(value: Any, name: str) -> float:
+    """One number; :class:`InputError` for anything else."""
+    found = numbers(value, name)
+    if found.ndim != 0:
+        raise InputError(f"{name} is {value!r:.100}; expected one number.")
+    return float(found)
+
+
 def numbers(values: Any, name: str = "sigma") -> np.ndarray:
     """A number or numbers in float64; :class:`InputError` for anything else."""
     try:
@@ -103,10 +111,10 @@ def noise_level_range(sigmas: Sequence[float]) -> tuple[float, float]:
 
 
 def check_counts(**counts: Any) -> None:
-    """Raise :class:`InputError` unless all are positive whole numbers; None is allowed."""
+    """Raise :class:`InputError` unless all are positive whole numbers."""
     for name, value in counts.items():
         whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if value is not None and not (whole and 0 < value < 2**63):
+        if not (whole and 0 < value < 2**63):
             raise InputError(f"{name} is {value!r:.100}; expected a positive whole number.")
 
 
@@ -127,13 +135,10 @@ def check_alike(x: Tensor, like: Tensor, *, name: str, holder: str) -> None:
         )
 
 
-def check_positive(**values: float | None) -> None:
-    """Raise :class:`InputError` unless all are positive and finite; None is allowed."""
+def check_positive(**values: float) -> None:
+    """Raise :class:`InputError` unless all are positive and finite."""
     for name, value in values.items():
-        if value is None:
-            continue
-        number = numbers(value, name)
-        if number.ndim != 0 or not 0 < number < math.inf:
+        if not 0 < one_number(value, name) < math.inf:
             raise InputError(f"{name} is {value!r:.100}; expected a positive number.")
 
 

@@ -164,5 +164,6 @@ def _on_device(prior: str | Path | PatchPrior, device: str | torch.device) -> Pa
         )
     if not isinstance(prior, PatchPrior):
         return load_prior(prior, device)
-    where = prior.network.device if device == "auto" else find_device(device)
+    where = find_device(device)
+    where = prior.network.device if device == "auto" else where
     return prior if prior.network.device == where else copy.deepcopy(prior).to(where)

@@ -257,4 +257,5 @@ def test_the_summary_of_mixing_tells_a_chain_that_mixes_from_one_that_drifts(cha
 
 def test_without_arviz_the_summary_is_left_out(monkeypatch):
     monkeypatch.setitem(sys.modules, "arviz", None)
-    assert mixing_summary(autoregression(0.5, 20, 1)) == ""
+    assert mixing_summary(autoregression(0.5, 200, 1)) == ""
+    assert mixing_summary(autoregression(0.9, 50, 1)).startswith("too short, worth")

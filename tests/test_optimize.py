@@ -227,9 +227,7 @@ def test_bad_settings_are_refused(settings: dict, words: str, field) -> None:
 def test_a_score_that_is_not_finite_is_an_error(field) -> None:
     likelihood, _ = problem(field, "identity")
     with pytest.raises(ps.InputError, match="not finite"):
-        ps.map_estimate(
-            ps.Posterior(field, likelihood), likelihood.y * math.inf, sigma=0.5, progress=False
-        )
+        ps.map_estimate(ps.Posterior(field, likelihood), likelihood.y * 1e300, sigma=0.5, progress=False)
 
 
 def test_bad_settings_of_splitting_are_refused(field) -> None:

@@ -32,7 +32,7 @@ from patchscore.adaptation.residual import Residual, look_at_residual, suspicion
 from patchscore.adaptation.risk import respond
 from patchscore.adaptation.search import Check, Search, SplitImage
 from patchscore.adaptation.surprise import KEY, SMALLEST, Surprise, surprise
-from patchscore.checks import check_counts, check_positive
+from patchscore.checks import check_counts, check_positive, one_number
 from patchscore.errors import InputError
 from patchscore.figures import counted
 from patchscore.images import ImageSource, training_images
@@ -162,12 +162,16 @@ def adapt(
     images a gain is rarely significant.
     """
     start = time.perf_counter()
+    if not isinstance(prior, PatchPrior):
+        raise InputError(
+            f"the prior is {prior!r:.100}; expected a PatchPrior: patchscore.load_prior(...)."
+        )
     generator = seeded(generator)
     check_counts(max_steps=max_steps)
     check_positive(learning_rate=learning_rate)
-    if not max_seconds > 0:
+    if not one_number(max_seconds, "max_seconds") > 0:
         raise InputError(f"max_seconds is {max_seconds}; expected a positive number, or math.inf.")
-    if sigma_error is not None and not 0 <= sigma_error < 1:
+    if sigma_error is not None and not 0 <= one_number(sigma_error, "sigma_error") < 1:
         raise InputError(
             f"sigma_error is {sigma_error}; expected a fraction of sigma, 0 if it is known exactly."
         )

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from patchscore.checks import check_counts, noise_level_range
 from patchscore.errors import InputError
 from patchscore.figures import as_html, surprise_figure
-from patchscore.images import ImageSource, training_images
+from patchscore.images import ImageSource, numeric_array, training_images
 from patchscore.measurements.noisy_image import NoisyImage
 from patchscore.protocols import Score
 from patchscore.randomness import seeded, standard_normal
@@ -210,6 +210,7 @@ def surprise(
                 f'prior.card["{KEY}"] = patchscore.expect(prior, images, sigmas=(low, high)).card().'
             )
         expectation = Expectation.from_card(card[KEY])
+    y = y if isinstance(y, NoisyImage | np.ma.MaskedArray) else numeric_array(y, name="y")
     shape = y.pixels.shape if isinstance(y, NoisyImage) else np.shape(y)
     stacked = len(shape) == 4 and shape[0] == 1
     whole_image = isinstance(y, NoisyImage) or len(shape) == 2 or stacked

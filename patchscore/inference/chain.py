@@ -34,9 +34,9 @@ SHOWN = 4  # draws in the figure
 class Chain(NamedTuple):
     """Draws of B images: one Markov chain each, or draws that are independent.
 
-    Its repr and its figure say if it is too short: if samples were kept and are worth fewer than ten
-    independent draws. Else the repr gives the effective sample size and R-hat of the first chain if
-    arviz is installed, as :func:`~patchscore.inference.mixing.mixing_summary` computes them.
+    If samples were kept, its repr says if it is too short, worth fewer than ten independent draws, and
+    gives the effective sample size and R-hat of the first chain if arviz is installed, as
+    :func:`~patchscore.inference.mixing.mixing_summary` computes them.
 
     Attributes
     ----------
@@ -134,19 +134,16 @@ class Chain(NamedTuple):
         share = self.acceptance[0].item()
         accepted = "" if math.isnan(share) else f", {share:.0%} accepted"
         cost = f"{counted(self.evaluations, 'evaluation')} of the prior, {self.seconds:.3g} s"
-        mixing = self._mixing()
-        title = f"{counted(self.draws, 'draw')}{accepted}, {cost}{mixing and chr(10)}{mixing}"
+        title = f"{counted(self.draws, 'draw')}{accepted}, {cost}"
         return chain_figure(center, name, self.std if self.draws > 1 else None, draws, title)
 
     def __repr__(self) -> str:
         draws = counted(self.draws, "independent draw" if self.independent else "draw")
-        mixing = "moments only" if self.samples is None else self._mixing()
+        mixing = "moments only" if self.samples is None else ""
+        if self.samples is not None and not self.independent:
+            mixing = mixing_summary(self.samples)
         parts = [f"{draws} of {image_size(self.state)}", mixing]
         return f"Chain({', '.join(filter(None, parts))})"
-
-    def _mixing(self) -> str:
-        """What the draws are worth, if they are kept and not independent."""
-        return "" if self.samples is None or self.independent else mixing_summary(self.samples)
 
     def _repr_html_(self) -> str:
         return as_html(self)

@@ -110,7 +110,8 @@ def langevin(
     check_score(posterior)
     check_batch(x0, "x0")
     check_noise_level(sigma)
-    check_positive(step_size=step_size)
+    if step_size is not None:
+        check_positive(step_size=step_size)
     density = require_potential(posterior, "metropolis=True") if metropolis else None
 
     def begin(x: Tensor) -> tuple[_Walk, int]:

@@ -123,16 +123,15 @@ def effective_draws(samples: Tensor) -> float:
 
 
 def mixing_summary(samples: Tensor) -> str:
-    """Whether the chains are too short, (n, B, C, H, W) -> "too short: worth 2.5 independent draws".
+    """ESS and R-hat of the first chain, (n, B, C, H, W) -> "ESS 41, R-hat 1.01", in a few milliseconds.
 
-    Else ESS and R-hat of the first chain, "ESS 41, R-hat 1.01", in a few milliseconds.
+    Before it "too short" if the draws of a chain are worth fewer than ten; that alone without arviz.
 
     The lowest ESS and the highest R-hat of two numbers of each draw, its mean and its mean square. R-hat
     compares the two halves of the chain. Empty without arviz, and below 8 draws.
     """
     worth = effective_draws(samples)
-    if worth < FEW:
-        return f"too short: worth {worth:.2g} independent draws"
+    warning = f"too short, worth {worth:.1g} draws" if worth < FEW else ""
     half = len(samples) // 2
     if half < LEAST_DRAWS:
         return ""
@@ -142,8 +141,8 @@ def mixing_summary(samples: Tensor) -> str:
         least = effective_sample_size(numbers).min().item()
         most = r_hat(torch.cat([numbers[:half], numbers[half:]], 1)).max().item()
     except InputError:
-        return ""
-    return f"ESS {least:.0f}, R-hat {most:.2f}"
+        return warning
+    return f"{warning and warning + ': '}ESS {least:.0f}, R-hat {most:.2f}"
 
 
 def _by_trace(chain: Sampled | Tensor, chains: int, measure: Callable[[np.ndarray], Any]) -> Tensor:

@@ -141,7 +141,8 @@ def regularization_by_denoising(
     May not converge with a denoiser that expands distances; ``reason`` then says that it was stopped.
     """
     check_noise_level(sigma)
-    check_positive(weight=weight)
+    if weight is not None:
+        check_positive(weight=weight)
     check_counts(max_steps=max_steps)
     weight = 1 / sigma**2 if weight is None else weight
     x, residual = x0, [[math.nan] * len(x0)]

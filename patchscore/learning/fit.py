@@ -136,8 +136,12 @@ def fit(
     generator = seeded(generator)
     low, high = noise_level_range(sigmas)
     learning_rate = float(learning_rate)
-    check_counts(crop=crop, steps=steps, batch_size=batch_size, checkpoint_every=checkpoint_every)
-    check_positive(minutes=minutes, learning_rate=learning_rate)
+    check_counts(crop=crop, batch_size=batch_size, checkpoint_every=checkpoint_every)
+    check_positive(learning_rate=learning_rate)
+    if steps is not None:
+        check_counts(steps=steps)
+    if minutes is not None:
+        check_positive(minutes=minutes)
     _check_schedule(steps, minutes, warmup, average)
     check_choice(OPTIMIZERS, optimizer=optimizer)
     network = prior.network

@@ -175,7 +175,13 @@ class GaussianLikelihood:
 
     def _residual(self, x: Tensor) -> Tensor:
         """W (y - A x)."""
-        return self.whitening.A(self.y - self.operator.A(x))
+        measured = self.operator.A(x)
+        if measured.shape[1:] != self.y.shape[1:] or len(self.y) not in (1, len(measured)):
+            raise InputError(
+                f"A of the image, {tuple(x.shape)}, has shape {tuple(measured.shape)} and y "
+                f"{tuple(self.y.shape)}; give an image of the size that y is of."
+            )
+        return self.whitening.A(self.y - measured)
 
     def _normal(self, x: Tensor) -> Tensor:
         """A' C^-1 A x."""

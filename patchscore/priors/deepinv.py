@@ -60,7 +60,8 @@ def as_deepinv(prior: Score, *, highest_sigma: float | None = None) -> ScoreDeno
     photographs at a tenth of that level the error is 1.02 sigma: what noise there is, nobody sees, and
     it stays.
     """
-    check_positive(highest_sigma=None if highest_sigma == math.inf else highest_sigma)
+    if highest_sigma is not None and highest_sigma != math.inf:
+        check_positive(highest_sigma=highest_sigma)
     try:
         from patchscore.priors.deepinv_models import ScoreDenoiser
     except (ImportError, RuntimeError, OSError) as error:  # torchvision of another torch: RuntimeError

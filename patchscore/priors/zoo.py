@@ -57,6 +57,8 @@ def find_device(device: str | torch.device) -> torch.device:
 
     Raises :class:`InputError` if the name is unknown, or there is no such device.
     """
+    if not isinstance(device, str | torch.device):
+        raise InputError(f'the device {device!r:.100} cannot be used here; use "cpu", "cuda" or "auto".')
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
