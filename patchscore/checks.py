@@ -118,6 +118,14 @@ def check_counts(**counts: Any) -> None:
             raise InputError(f"{name} is {value!r:.100}; expected a positive whole number.")
 
 
+def check_type(kind: type | tuple[type, ...], **values: object) -> None:
+    """Raise :class:`InputError` unless all are of this type, or of one of these."""
+    names = [one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,))]
+    for name, value in values.items():
+        if not isinstance(value, kind):
+            raise InputError(f"{name} is {value!r:.100}; expected a {' or a '.join(names)}.")
+
+
 def check_choice(choices: Iterable[object], **values: object) -> None:
     """Raise :class:`InputError` unless all are among the choices."""
     choices = tuple(choices)

@@ -31,7 +31,6 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,7 +42,6 @@ from patchscore.checks import (
     check_schedule,
     noise_levels,
 )
-from patchscore.errors import InputError
 from patchscore.inference.chain import Chain, Keep
 from patchscore.inference.curvature import curvature_bound
 from patchscore.inference.langevin import UNADJUSTED, langevin_step
@@ -223,8 +221,8 @@ def predictor_corrector(
     check_choice(get_args(Order), order=order)
     last = len(sigmas) - 1
     check_counts(levels=last)
-    if not isinstance(corrections, int | np.integer) or corrections < 0:
-        raise InputError(f"corrections is {corrections!r}; expected a whole number, 0 or more.")
+    if not (isinstance(corrections, int) and corrections == 0):
+        check_counts(corrections=corrections)
     check_positive(step_fraction=step_fraction)
     if isinstance(posterior, Posterior):
         warnings.warn(

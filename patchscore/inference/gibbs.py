@@ -20,10 +20,19 @@ Image Reconstruction", NeurIPS 2024, algorithm 1 (the reverse diffusion as the s
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from torch import Tensor
 
-from patchscore.checks import check_counts, check_noise_level
+from patchscore.checks import (
+    check_batch,
+    check_choice,
+    check_counts,
+    check_noise_level,
+    check_type,
+    noise_levels,
+)
 from patchscore.inference.chain import Chain, Keep
 from patchscore.inference.diffusion import LAST_LEVEL, Order, denoised_path
 from patchscore.inference.posterior import Posterior
@@ -73,7 +82,10 @@ def split_gibbs(
     Mixes slowly if rho is far below the spread of the posterior, since a step moves by about rho. Pixels
     that are not measured move by the prior alone.
     """
-    check_noise_level(rho)
+    check_type(Posterior, posterior=posterior)
+    check_batch(x0, "x0")
+    noise_levels(check_noise_level(rho), x0)
+    check_choice(get_args(Order), order=order)
     check_counts(levels=levels)
     schedule = noise_schedule(rho, rho * LAST_LEVEL, levels + 1)
     sigmas = [x0.real.new_full((len(x0),), sigma) for sigma in schedule]

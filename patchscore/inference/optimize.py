@@ -29,7 +29,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from patchscore.checks import check_batch, check_counts, check_positive, check_schedule, numbers
+from patchscore.checks import (
+    check_batch,
+    check_counts,
+    check_positive,
+    check_schedule,
+    numbers,
+    one_number,
+)
 from patchscore.errors import InputError
 from patchscore.figures import as_html, counted, image_size, solution_figure
 from patchscore.inference.curvature import curvature, curvature_bound
@@ -141,6 +148,7 @@ def map_estimate(
     check_counts(max_steps=max_steps)
     check_positive(strength=strength)
     model = Objective(posterior, strength) if isinstance(posterior, Posterior) else posterior
+    tolerance = one_number(tolerance, "tolerance")
     if not 0 <= tolerance < math.inf:
         raise InputError(f"tolerance is {tolerance}; expected a number of at least zero.")
     objective, residual, levels = [], [], []

@@ -113,6 +113,8 @@ def run(
     >>> run(step, x0, steps=100, generator=torch.Generator().manual_seed(0), progress=False).draws
     50
     """
+    if not callable(step):
+        raise InputError(f"step is {type(step).__name__}; expected a function: step(state, generator).")
     check_batch(x0, "x0")
     check_counts(steps=steps, thin=thin)
     if not isinstance(resume, Chain | None):

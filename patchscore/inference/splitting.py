@@ -35,10 +35,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from patchscore.checks import check_counts, check_noise_level, check_positive, check_schedule
+from patchscore.checks import (
+    check_batch,
+    check_counts,
+    check_noise_level,
+    check_positive,
+    check_schedule,
+)
+from patchscore.errors import InputError
 from patchscore.inference.optimize import Solution
 from patchscore.linear_algebra import rms
-from patchscore.protocols import Denoiser, Likelihood
+from patchscore.protocols import Denoiser, Likelihood, check_score
 
 
 @torch.no_grad()
@@ -85,6 +92,7 @@ def half_quadratic_splitting(
     Not a MAP estimate: it maximises an objective only if rho is fixed and the denoiser is itself a
     maximum. The residual is the change of x in units of rho.
     """
+    _check_parts(denoiser, likelihood, x0)
     check_schedule(sigmas)
     check_positive(strength=strength)
     check_counts(repeats=repeats)
@@ -140,6 +148,7 @@ def regularization_by_denoising(
     -----
     May not converge with a denoiser that expands distances; ``reason`` then says that it was stopped.
     """
+    _check_parts(denoiser, likelihood, x0)
     check_noise_level(sigma)
     if weight is not None:
         check_positive(weight=weight)
@@ -157,6 +166,16 @@ def regularization_by_denoising(
                 reason = f"converged: x changes by less than {tolerance:g} in units of sigma"
                 break
     return _solution(x, residual, [sigma] * len(residual), reason, start)
+
+
+def _check_parts(denoiser: object, likelihood: object, x0: Tensor) -> None:
+    check_batch(x0, "x0")
+    check_score(likelihood, "the likelihood")
+    if not (callable(denoiser) and hasattr(likelihood, "proximal")):
+        raise InputError(
+            f"the denoiser is {type(denoiser).__name__} and the likelihood {type(likelihood).__name__}; "
+            "expected a function (x, sigma) -> x, and a GaussianLikelihood."
+        )
 
 
 def _change(x: Tensor, previous: Tensor, sigma: float) -> list[float]:

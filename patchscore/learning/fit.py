@@ -18,14 +18,21 @@ from collections.abc import Callable, Sequence
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from patchscore.checks import check_choice, check_counts, check_positive, noise_level_range
+from patchscore.checks import (
+    check_choice,
+    check_counts,
+    check_positive,
+    check_type,
+    noise_level_range,
+    one_number,
+)
 from patchscore.errors import InputError
 from patchscore.images import ImageSource, random_crop, training_images
 from patchscore.learning.checkpoint import MOST_STEPS, TrainingState, uninterrupted
@@ -135,14 +142,13 @@ def fit(
     """
     generator = seeded(generator)
     low, high = noise_level_range(sigmas)
-    learning_rate = float(learning_rate)
+    check_type(Trainable, prior=prior)
+    check_choice(get_args(Boundary), boundary=boundary)
     check_counts(crop=crop, batch_size=batch_size, checkpoint_every=checkpoint_every)
     check_positive(learning_rate=learning_rate)
-    if steps is not None:
-        check_counts(steps=steps)
-    if minutes is not None:
-        check_positive(minutes=minutes)
+    learning_rate = float(learning_rate)
     _check_schedule(steps, minutes, warmup, average)
+    _check_parts(objective, checkpoint)
     check_choice(OPTIMIZERS, optimizer=optimizer)
     network = prior.network
     if not any(True for _ in network.parameters()):
@@ -246,12 +252,23 @@ def _finish(prior: Prior, state: TrainingState, trained_on: TrainedOn, path: Pat
             }
 
 
+def _check_parts(objective: object, checkpoint: object) -> None:
+    if not callable(objective):
+        raise InputError(f"objective is {objective!r:.100}; expected a function that returns a loss.")
+    if checkpoint is not None:
+        check_type((str, Path), checkpoint=checkpoint)
+
+
 def _check_schedule(steps: int | None, minutes: float | None, warmup: int, average: float) -> None:
     if (steps is None) == (minutes is None):
         raise InputError(f"steps is {steps} and minutes is {minutes}; give exactly one of the two.")
-    if not 0 <= average < 1:
+    if steps is not None:
+        check_counts(steps=steps)
+    if minutes is not None:
+        check_positive(minutes=minutes)
+    if not 0 <= one_number(average, "average") < 1:
         raise InputError(f"average is {average}; expected a decay from 0 (none) to below 1.")
-    if not (isinstance(warmup, int | np.integer) and warmup >= 0):
+    if not (isinstance(warmup, int | np.integer) and 0 <= warmup < 2**63):
         raise InputError(f"warmup is {warmup!r}; expected a whole number of steps, at least 0.")
 
 

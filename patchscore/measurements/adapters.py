@@ -80,6 +80,8 @@ def _adapted(operator: Any, x_shape: Sequence[int] | None, y_shape: Sequence[int
             lambda y: operator.H(y.reshape(oshape)),
             *_shapes(ishape, oshape, x_shape, y_shape),
         )
+    if isinstance(operator, np.ndarray) and operator.ndim != 2:
+        raise InputError(f"the operator is an array of shape {operator.shape}; expected a matrix.")
     if isinstance(operator, np.ndarray) or _has(operator, "tocsr"):
         from scipy.sparse.linalg import aslinearoperator
 

@@ -35,6 +35,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchscore.checks import one_number
 from patchscore.errors import InputError
 from patchscore.linear_algebra import (
     TOLERANCE,
@@ -251,7 +252,7 @@ def _whitening(noise_std: Any, y: Tensor) -> Operator:
             f"noise_std is of type {type(noise_std).__name__}; expected a number, a tensor of real "
             "numbers, or a whitening operator with A and A_adjoint."
         )
-    if not 0 < noise_std < math.inf:
+    if not 0 < one_number(noise_std, "noise_std") < math.inf:
         raise InputError(
             f"noise_std is {noise_std}; expected a positive number in the unit of y. For data without "
             "noise use a small one, such as a thousandth of the largest value."

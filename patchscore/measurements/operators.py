@@ -50,9 +50,10 @@ class Mask:
     """
 
     def __init__(self, mask: Tensor) -> None:
-        if mask.dtype != torch.bool:
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             raise InputError(
-                f"the mask is {mask.dtype}; expected torch.bool, True where a pixel is measured: "
+                f"the mask is {getattr(mask, 'dtype', type(mask).__name__)}; expected torch.bool, True "
+                "where a pixel is measured: "
                 "mask != 0."
             )
         self.mask = mask

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from patchscore.checks import check_choice, noise_level_range
+from patchscore.checks import check_choice, check_type, noise_level_range
 from patchscore.errors import InputError
 from patchscore.linear_algebra import expand
 from patchscore.priors.assembly import ASSEMBLIES, Assembly, Field, assembly_for
@@ -78,6 +78,10 @@ class PatchPrior(Trainable):
         card: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        check_type(Clique, network=network)
+        check_type((str, Assembly), assembly=assembly)
+        if score_weight is not None:
+            check_type(Mapping, score_weight=score_weight)
         check_choice(get_args(Boundary), boundary=boundary)
         check_choice(get_args(Precision), precision=precision)
         self.network: Clique = network
