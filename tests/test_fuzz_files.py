@@ -12,6 +12,7 @@ import os
 import shlex
 import string
 import struct
+import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -299,10 +300,12 @@ def use(path: Path) -> None:
     image = np.random.default_rng(0).normal(
         size=(12, 10) if axis is None else (prior.network.channels, 12, 10)
     )
-    try:
-        estimate = ps.denoise(image, 0.5, prior=prior, channel_axis=axis, device="cpu")
-    except InputError:
-        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module=__name__)
+        try:
+            estimate = ps.denoise(image, 0.5, prior=prior, channel_axis=axis, device="cpu")
+        except InputError:
+            return
     assert np.isfinite(estimate).all()
 
 
@@ -351,7 +354,8 @@ def test_an_altered_checkpoint_goes_on_or_is_refused(
 def run(arguments: list[str]) -> tuple[int, str, str]:
     """The exit status of a command, and what it wrote."""
     out, error = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(error):
+    with redirect_stdout(out), redirect_stderr(error), warnings.catch_warnings():
+        warnings.filterwarnings("default", category=UserWarning, module="patchscore")  # it tells them
         try:
             status = main(arguments)
         except SystemExit as end:  # options that argparse refuses
@@ -364,6 +368,7 @@ def folder_of_files(folder: Path) -> None:
     for name in ("a.png", "b.tif", "c.jpg"):
         Image.fromarray(PIXELS[..., 0]).save(folder / name)
     np.save(folder / "d.npy", PIXELS[..., 0].astype(np.float32))
+    Image.fromarray(PIXELS[..., 0] > 100).save(folder / "two.png")
     (folder / "text.png").write_text("not an image")
     (folder / "empty.tif").write_bytes(b"")
     (folder / "images").mkdir()
@@ -389,53 +394,73 @@ NUMBERS = (
     | st.integers(-3, 40).map(str)
     | st.floats(allow_nan=False).map(str)
 )
-DEVICES = st.sampled_from(
-    ["auto", "cpu", "cuda", "cuda:99", "meta", "mps", "", "cpu:1", "hpu", "\x1b[31m"]
-)
+DEVICES = st.sampled_from(["cuda", "cuda:99", "meta", "mps", "", "cpu:1", "hpu", "\x1b[31m"])
+
+
+def mostly(good: str, other: st.SearchStrategy[str] = NUMBERS) -> st.SearchStrategy[str]:
+    """Words that have a meaning, two times in three, or others."""
+    return st.integers(0, 2).flatmap(lambda n: other if n == 0 else st.sampled_from(good.split()))
+
+
+PRIORS = mostly("p.safetensors natural-gray-fast", NAMES)
+IMAGES_IN = mostly("a.png b.tif d.npy images link.png", NAMES)
+COMMON = {"--device": mostly("auto cpu", DEVICES), "--force": None}
 OPTIONS: dict[str, dict[str, st.SearchStrategy[str] | None]] = {
-    "denoise": {
-        "--sigma": NUMBERS, "--std": NAMES, "--samples": st.sampled_from(["2", "3", "0", "-1", "x"]),
-        "--prior": NAMES, "--seed": NUMBERS, "--device": DEVICES, "--force": None,
-        "--skip-existing": None,
+    "denoise": COMMON | {
+        "IN": IMAGES_IN, "OUT": mostly("new.png new.tif new.npy new images/a.png", NAMES),
+        "--sigma": mostly("0.5 20 1e3"), "--std": mostly("std.tif std new.tif", NAMES),
+        "--samples": mostly("2 3"), "--prior": PRIORS, "--seed": mostly("0 7"), "--skip-existing": None,
     },
-    "adapt": {
-        "-o": NAMES, "--sigma": NUMBERS, "--minutes": st.sampled_from(["1e-9", "0", "nan", "-1", "x"]),
-        "--prior": NAMES, "--seed": NUMBERS, "--device": DEVICES, "--force": None,
+    "restore": COMMON | {
+        "IN": IMAGES_IN, "OUT": mostly("new.png new.tif new.npy new images/a.png", NAMES),
+        "--psf": mostly("gaussian:1 gaussian:0.3 a.png", NAMES | NUMBERS.map("gaussian:{}".format)),
+        "--scale": mostly("2 3", st.sampled_from(["0", "-1", "x", "1e3", str(10**30)])),
+        "--mask": mostly("a.png two.png", NAMES), "--noise": mostly("5 30"), "--positive": None,
+        "--prior": PRIORS, "--skip-existing": None,
     },
-    "train": {
-        "-o": NAMES, "--steps": st.sampled_from(["1", "2", "0", "-1", "1e14", str(10**14), str(2**64)]),
-        "--minutes": st.sampled_from(["1e-9", "0", "nan", "inf", "1e308", "-1"]), "--width": NUMBERS,
-        "--patch-size": NUMBERS, "--crop": NUMBERS, "--seed": NUMBERS, "--device": DEVICES,
-        "--mixed-precision": None, "--force": None,
+    "adapt": COMMON | {
+        "FOLDER": mostly("images", NAMES), "-o": mostly("new.safetensors p.safetensors", NAMES),
+        "--sigma": mostly("1 20"), "--minutes": mostly("1e-9"), "--prior": PRIORS,
+        "--seed": mostly("0 7"),
     },
-    "info": {},
-    "demo": {
-        "--sigma": st.sampled_from(["0", "nan", "x", "-1"]), "--output": NAMES, "--device": DEVICES,
+    "train": COMMON | {
+        "FOLDER": mostly("images", NAMES), "-o": mostly("new.safetensors p.safetensors", NAMES),
+        "--steps": mostly("1 2", st.sampled_from(["0", "-1", "1e14", str(10**14), str(2**64)])),
+        "--minutes": st.sampled_from(["1e-9", "0", "nan", "inf", "1e308", "-1"]),
+        "--width": mostly("8 16"), "--patch-size": mostly("2 3 5"), "--crop": mostly("12 16 20"),
+        "--seed": mostly("0 7"), "--mixed-precision": None,
     },
+    "info": {"PRIOR": PRIORS},
+    "demo": COMMON | {"--sigma": st.sampled_from(["0", "nan", "x", "-1"]), "--output": NAMES},
 }  # fmt: skip
+USUAL = {
+    "adapt": ["-o"],
+    "train": ["-o", "--steps", "--crop"],
+    "restore": ["--psf"],
+    "demo": ["--sigma"],
+}
 
 
 @st.composite
 def command_lines(draw: st.DrawFn) -> list[str]:
-    """A command with names and options, of which most have a meaning."""
-    command = draw(st.sampled_from([*OPTIONS, "denoise", "train", "train"]))
-    names = {"denoise": 2, "demo": 0}.get(command, 1)
-    given_names = [draw(NAMES) for _ in range(names)]
-    if draw(st.booleans()) and names:
-        given_names[0] = "images" if command in ("train", "adapt") else "a.png"
-    options = dict.fromkeys(
-        draw(st.lists(st.sampled_from(sorted(OPTIONS[command]) or ["-h"]), max_size=4))
-    )
-    if command in ("train", "adapt") and draw(st.booleans()):
-        options |= {"-o": None}
-    arguments = [command, *given_names]
-    for name in options:
-        values = OPTIONS[command].get(name)
-        arguments += [name] if values is None else [name, draw(values)]
-    if command == "train" and not {"--steps", "--minutes"} & set(options):
-        arguments += ["--steps", "1"]
-    if command == "demo" and "--sigma" not in options:
-        arguments += ["--sigma", "0"]
+    """A command with files and options, most of which have a meaning."""
+    command = draw(st.sampled_from(sorted(OPTIONS)))
+    values = OPTIONS[command]
+    files = [name for name in values if not name.startswith("-")]
+    options = [name for name in values if name not in files and name not in USUAL.get(command, [])]
+    chosen = [*files, *USUAL.get(command, [])]
+    if options:
+        chosen += draw(st.lists(st.sampled_from(options), max_size=3, unique=True))
+    if draw(st.integers(0, 9)) == 0:
+        del chosen[draw(st.integers(0, len(chosen) - 1))]
+    if command == "demo" and "--sigma" not in chosen:
+        chosen.append("--sigma")  # or it would really run
+    if command == "train" and "--steps" not in chosen:
+        chosen.append("--minutes")  # or it would take ten
+    arguments = [command]
+    for name in dict.fromkeys(chosen):
+        value = values[name]
+        arguments += [name] * (name not in files) + ([] if value is None else [draw(value)])
     return arguments
 
 
