@@ -115,3 +115,9 @@ def test_what_does_not_fit_is_told(normal) -> None:
         ps.Downsample(1.5)
     with pytest.raises(ps.InputError, match=r"8 x 9 pixels.*factor 2"):
         ps.Downsample(2).A(normal(1, 1, *SHAPE))
+
+
+@pytest.mark.parametrize("std", [1e6, 1e300])
+def test_a_blur_larger_than_the_memory_is_refused(std):
+    with pytest.raises(ps.InputError, match="GB of memory, and"):
+        ps.Blur.gaussian(std)

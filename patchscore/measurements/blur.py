@@ -16,6 +16,7 @@ from torch import Tensor
 
 from patchscore.checks import check_choice, check_positive
 from patchscore.errors import InputError
+from patchscore.memory import check_memory
 
 # A Gaussian is cut at four standard deviations, where it is 3e-4 of its peak.
 CUT = 4
@@ -58,6 +59,8 @@ class Blur:
     def gaussian(cls, std: float, boundary: Literal["open", "periodic"] = "open") -> Blur:
         """A Gaussian blur with this standard deviation in pixels, sampled at pixels, of sum one."""
         check_positive(std=std)
+        side = 2 * CUT * float(std) + 1
+        check_memory(16 * side * side, f"a blur of standard deviation {std:g}")
         reach = math.ceil(CUT * std)
         profile = (-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / std) ** 2).exp()
         return cls(torch.outer(profile, profile) / profile.sum() ** 2, boundary)
