@@ -68,6 +68,7 @@ THUMBNAILS = {
     "06_patch_size": 0,
     "07_robustness": 0,
     "08_adaptation": 2,
+    "09_inverse_problems": 0,
 }
 
 
