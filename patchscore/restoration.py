@@ -23,7 +23,6 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, overload
 
@@ -62,6 +61,7 @@ STEP = 0.1
 # Of the mode: the level of the prior, in units of the contrast, and its strength.
 MAP_LEVEL, MAP_STRENGTH = 0.1, 0.35
 BURN_IN = 0.25
+SINGLE = torch.float16, torch.bfloat16, torch.float32, torch.complex64
 # A larger misfit, in units of the noise, is reported.
 LARGE_MISFIT = 1.5
 
@@ -197,19 +197,31 @@ def restore(
         raise InputError(f'return_std needs samples: estimate is "{estimate}"; expected "mean".')
     if positive and estimate != "splitting":
         raise InputError(f'positive is for the splitting estimate; estimate is "{estimate}".')
-    door = _Door.of(y, operator, noise_std, prior, channel_axis, device)
-    start = None if x0 is None else door.image(x0)
+    if isinstance(y, GaussianLikelihood | PoissonLikelihood):
+        if operator is not None or noise_std is not None:
+            raise InputError("a likelihood has its operator and its noise; leave out the others.")
+        likelihood: Measurement = y
+        layout = _Layout(y.y)
+    elif operator is None or noise_std is None:
+        raise InputError(
+            "operator or noise_std is missing; expected restore(y, operator, noise_std), or a "
+            "likelihood alone."
+        )
+    else:
+        layout = _Layout.of(y, operator, channel_axis)
+        likelihood = layout.likelihood(operator, noise_std, _like(prior, layout.given, device))
+    model = _prior(prior, likelihood.back_projection, device)
+    start = None if x0 is None else layout.image(x0).to(likelihood.back_projection)
     with torch.inference_mode():
-        x, levels = _split(door.prior, door.likelihood, start, positive, progress)
+        x, levels = _split(model, likelihood, start, positive, progress)
+        posterior = Posterior(model, likelihood)
         if estimate == "map":
-            objective = Posterior(door.prior, door.likelihood)
-            x = map_estimate(
-                objective, x, sigma=_map_level(levels), strength=MAP_STRENGTH, progress=progress
-            ).x
+            sigma = _map_level(levels)
+            x = map_estimate(posterior, x, sigma=sigma, strength=MAP_STRENGTH, progress=progress).x
         if estimate != "mean":
-            return door.result(x)
+            return layout.result(x)
         chain = split_gibbs(
-            Posterior(door.prior, door.likelihood),
+            posterior,
             x,
             rho=levels[-1],
             steps=samples,
@@ -218,90 +230,83 @@ def restore(
             generator=generator or torch.Generator().manual_seed(0),
             progress=progress,
         )
-    mean = door.result(chain.mean)
-    return (mean, door.result(chain.std)) if return_std else mean
-
-
-class _Door(NamedTuple):
-    """What came in, as tensors: the likelihood, the prior for its images, and the way back."""
-
-    likelihood: Measurement
-    prior: Score
-    result: Callable[[Tensor], Any]
-    image: Callable[[Any], Tensor]
-
-    @classmethod
-    def of(
-        cls,
-        y: Any,
-        operator: Any,
-        noise_std: Any,
-        prior: str | Path | Score,
-        channel_axis: int | None,
-        device: str | torch.device,
-    ) -> _Door:
-        if isinstance(y, GaussianLikelihood | PoissonLikelihood):
-            if operator is not None or noise_std is not None:
-                raise InputError("a likelihood has its operator and its noise; leave out the others.")
-            model = _prior(prior, y.back_projection, device)
-            return cls(y, model, lambda x: x, lambda x: x)
-        if operator is None or noise_std is None:
-            raise InputError(
-                "operator or noise_std is missing; expected restore(y, operator, noise_std), or a "
-                "likelihood alone."
-            )
-        is_array = not isinstance(y, Tensor)
-        array_like = np.asarray(y) if is_array else y
-        given = torch.as_tensor(array_like)
-        adapted = as_operator(operator, y_shape=None if is_array else given.shape[1:])
-        as_tensor = _Layout(channel_axis, getattr(adapted, "y_shape", None)) if is_array else _same
-        where = find_device(device) if device != "auto" or is_array else given.device
-        if isinstance(prior, PatchPrior) and device == "auto":
-            where = prior.network.device
-        of_work = torch.complex64 if given.is_complex() else torch.float32
-        measured = as_tensor(given).to(where, of_work)
-        if isinstance(noise_std, np.ndarray | Tensor) and np.ndim(noise_std):
-            levels = torch.as_tensor(noise_std)
-            same = levels.shape == given.shape
-            noise_std = (as_tensor(levels) if same else levels).to(where, torch.float32)
-        likelihood = GaussianLikelihood(measured, adapted, noise_std)
-        model = _prior(prior, likelihood.back_projection, device)
-        double = given.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.complex64)
-
-        def result(x: Tensor) -> Any:
-            x = x.to(x.dtype.to_complex() if x.is_complex() else x.dtype)
-            x = x.to(torch.complex128 if x.is_complex() else torch.float64) if double else x
-            if not is_array:
-                return x.to(given.device)
-            values = x[0].cpu().numpy()
-            if channel_axis is not None:
-                return np.moveaxis(values, 0, channel_axis)
-            return values[0] if len(values) == 1 else values
-
-        def image(x: Any) -> Tensor:
-            tensor = torch.as_tensor(x)
-            tensor = _Layout(channel_axis, None)(tensor) if is_array else tensor
-            return tensor.to(likelihood.back_projection)
-
-        return cls(likelihood, model, result, image)
+    mean = layout.result(chain.mean)
+    return (mean, layout.result(chain.std)) if return_std else mean
 
 
 class _Layout(NamedTuple):
-    """One array as a batch of one."""
+    """How a measurement lies in a tensor (B, ...), and an image (B, C, H, W) in what goes out.
 
-    channel_axis: int | None
-    shape: tuple[int, ...] | None
+    Attributes
+    ----------
+    given : the measurement as it came
+    is_array : whether it came as an array, without a batch
+    channel_axis : of that array
+    shape : of one measurement, if the operator says so
+    """
 
-    def __call__(self, values: Tensor) -> Tensor:
-        if self.shape is not None:
+    given: Tensor
+    is_array: bool = False
+    channel_axis: int | None = None
+    shape: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, y: Any, operator: Any, channel_axis: int | None) -> _Layout:
+        if isinstance(y, Tensor):
+            return cls(y)
+        array = np.asarray(y)
+        if array.dtype.kind not in "uifc" or np.ma.is_masked(y):
+            raise InputError(
+                f"y is a {type(y).__name__} of {array.dtype}; expected an array of real or complex "
+                "numbers. For missing values, use patchscore.Mask or an infinite noise_std there."
+            )
+        given = torch.from_numpy(np.array(array, array.dtype.newbyteorder("="), order="C"))
+        return cls(given, True, channel_axis, getattr(as_operator(operator), "y_shape", None))
+
+    def likelihood(self, operator: Any, noise_std: Any, like: Tensor) -> GaussianLikelihood:
+        """That of the measurement; its tensors are like this one."""
+        if isinstance(noise_std, np.ndarray | Tensor) and np.ndim(noise_std):
+            levels = torch.as_tensor(noise_std)
+            noise_std = self.measurement(levels) if levels.shape == self.given.shape else levels
+            noise_std = noise_std.to(like)
+        dtype = like.dtype.to_complex() if self.given.is_complex() else like.dtype
+        return GaussianLikelihood(
+            self.measurement(self.given).to(like.device, dtype), operator, noise_std
+        )
+
+    def measurement(self, values: Tensor) -> Tensor:
+        """An array like the measurement as a batch of one."""
+        if self.is_array and self.shape is not None:
             return values.reshape(1, *self.shape)
+        return self.image(values)
+
+    def image(self, values: Any) -> Tensor:
+        """An array like the image as a batch of one."""
+        tensor = torch.as_tensor(values)
+        if not self.is_array:
+            return tensor
         if self.channel_axis is not None:
-            return values.movedim(self.channel_axis, 0)[None]
-        return values[None, None] if values.ndim == 2 else values[None]
+            return tensor.movedim(self.channel_axis, 0)[None]
+        return tensor[None, None] if tensor.ndim == 2 else tensor[None]
+
+    def result(self, x: Tensor) -> Any:
+        """(B, C, H, W) as the measurement came: a tensor there, or an array."""
+        if self.given.dtype not in SINGLE:
+            x = x.to(torch.complex128 if x.is_complex() else torch.float64)
+        if not self.is_array:
+            return x.to(self.given.device)
+        values = x[0].cpu().numpy()
+        if self.channel_axis is not None:
+            return np.moveaxis(values, 0, self.channel_axis)
+        return values[0] if len(values) == 1 else values
 
 
-def _same(values: Tensor) -> Tensor:
-    return values
+def _like(prior: str | Path | Score, given: Tensor, device: str | torch.device) -> Tensor:
+    """An empty tensor with the dtype and the device to work with."""
+    like = prior.network.like if isinstance(prior, PatchPrior) else torch.empty(0, device=given.device)
+    if device != "auto":
+        return like.to(find_device(device))
+    return like if isinstance(prior, PatchPrior) or given.is_cuda else like.to(find_device("auto"))
 
 
 def _prior(prior: str | Path | Score, like: Tensor, device: str | torch.device) -> Score:

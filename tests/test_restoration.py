@@ -77,7 +77,10 @@ def test_missing_pixels_and_a_blur_are_restored(truth) -> None:
     y = mask.A(noisy(truth))
     mean = truth.mean()
     filled = torch.where(mask.mask, y, mean)
-    assert psnr(restore(y, mask, NOISE_STD), truth) > psnr(filled, truth) + 8
+    usual = restore(y, mask, NOISE_STD)
+    assert psnr(usual, truth) > psnr(filled, truth) + 8
+    missing = torch.where(mask.mask, y, torch.nan)[0, 0].numpy()
+    assert np.abs(restore(missing, mask, NOISE_STD) - usual[0, 0].numpy()).max() < 1e-3
     y = noisy(Blur().A(truth), 2.0)
     assert psnr(restore(y, Blur(), 2.0), truth) > psnr(y, truth) + 2
 
@@ -225,6 +228,8 @@ def test_data_that_contradict_each_other_are_told(truth) -> None:
         ({"operator": 3}, "the operator is of type int"),
         ({"y": torch.ones(1, 1, SIDE, SIDE)}, "constant image"),
         ({"samples": 0}, "samples is 0"),
+        ({"y": np.ma.masked_less(np.arange(9.0).reshape(3, 3), 4)}, "MaskedArray"),
+        ({"y": np.array([["a"]])}, "array of real or complex numbers"),
     ],
 )
 def test_what_does_not_fit_is_refused(settings: dict, words: str, truth) -> None:
