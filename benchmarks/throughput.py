@@ -171,7 +171,16 @@ def start_up(name: str, *, rounds: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         noisy = Path(folder) / "noisy.npy"
         np.save(noisy, _image(SMALL_SIDE)[0, 0].numpy())
-        denoise = ["denoise", str(noisy), f"{folder}/clean.npy", "--prior", name, "--sigma", str(SIGMA)]
+        denoise = [
+            "denoise",
+            str(noisy),
+            f"{folder}/clean.npy",
+            "--prior",
+            name,
+            "--sigma",
+            str(SIGMA),
+            "--force",
+        ]
         commands = {
             "torch": ["-c", "import torch"],
             "patchscore": ["-c", "import patchscore"],

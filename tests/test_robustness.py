@@ -272,7 +272,7 @@ def test_the_adapted_prior_is_the_bundled_one_after_its_steps(settings, monkeypa
     names = contenders.BUNDLED, contenders.ADAPTED
     bundled, adapted = (table.Series(n, contenders.ONE_STEP, "bsd400", 360) for n in names)
     assert not contenders.is_prepared_here(adapted)
-    noisy = data.brick()[:64, :64] + 25 * np.random.default_rng(0).standard_normal((64, 64))
+    noisy = data.brick()[:96, :96] + 25 * np.random.default_rng(0).standard_normal((96, 96))
     denoiser = contenders.ready(adapted, 25.0, settings)
     plain = contenders.ready(bundled, 25.0, settings)
     assert denoiser.version == f"{plain.version} adapted in at most 15 steps"

@@ -169,7 +169,7 @@ def test_a_study_has_its_name_and_readable_help(name: str, capsys) -> None:
     with pytest.raises(SystemExit):
         command.main([name, "--help"])
     printed = capsys.readouterr().out
-    assert "--out" in printed
+    assert "--out" in printed or name == "fuzz"  # which has no table
     assert ":func:" not in printed
     if isinstance(study, Study):
         assert study.name == name
