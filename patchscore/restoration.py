@@ -44,7 +44,8 @@ from patchscore.measurements.poisson import PoissonLikelihood
 from patchscore.priors.prior import PatchPrior
 from patchscore.priors.wrappers import Channelwise, ComplexPrior
 from patchscore.priors.zoo import find_device, load_prior
-from patchscore.protocols import Denoiser, Score
+from patchscore.protocols import Score
+from patchscore.randomness import seeded
 
 Estimate = Literal["auto", "splitting", "map", "mean"]
 Measurement = GaussianLikelihood | PoissonLikelihood
@@ -177,14 +178,17 @@ def restore(
     Warns
     -----
     UserWarning
-        If the image misses the data by much more than the noise, which happens if noise_std is too small
-        or the operator is another one than that of y; or if there are too few samples.
+        If the image misses the data by much more than the noise: noise_std is too small, or y was
+        made by another operator.
 
     Notes
     -----
     There is no parameter to tune. The images of a batch share their levels. Unreliable if the operator
     is not linear, and where the noise is far from Gaussian. What no measurement determines comes from
     the prior: a large hole is filled smoothly.
+
+    The mean and its standard deviation are those of split Gibbs sampling at the last level. Whether its
+    chain is long enough is not checked; where much is not measured it mixes slowly.
 
     References: :mod:`patchscore.inference.splitting`, :mod:`patchscore.inference.optimize` and
     :mod:`patchscore.inference.gibbs`.
@@ -211,6 +215,8 @@ def restore(
         layout = _Layout.of(y, operator, channel_axis)
         likelihood = layout.likelihood(operator, noise_std, _like(prior, layout.given, device))
     model = _prior(prior, likelihood.back_projection, device)
+    if positive and likelihood.back_projection.is_complex():
+        raise InputError("positive is for real images, and those of this operator are complex.")
     start = None if x0 is None else layout.image(x0).to(likelihood.back_projection)
     with torch.inference_mode():
         x, levels = _split(model, likelihood, start, positive, progress)
@@ -227,7 +233,7 @@ def restore(
             steps=samples,
             burn_in=round(BURN_IN * samples),
             keep="moments",
-            generator=generator or torch.Generator().manual_seed(0),
+            generator=seeded(generator),
             progress=progress,
         )
     mean = layout.result(chain.mean)
@@ -352,7 +358,7 @@ def _split(
         progress=progress,
     )
     _check_misfit(likelihood, solution.x)
-    return cast(Denoiser, denoiser)(solution.x, levels[-1]), levels
+    return denoiser(solution.x, levels[-1]), levels
 
 
 def _constant(likelihood: Measurement) -> Tensor:

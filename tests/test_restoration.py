@@ -206,6 +206,12 @@ def test_no_value_is_negative() -> None:
     assert restore(y, Blur(), NOISE_STD, positive=True).min() >= 0
 
 
+def test_complex_images_have_no_sign(truth) -> None:
+    y = Fourier().A(truth.cfloat())
+    with pytest.raises(ps.InputError, match="positive is for real images"):
+        restore(y, Fourier(), NOISE_STD, positive=True)
+
+
 def test_data_that_contradict_each_other_are_told(truth) -> None:
     twice = (lambda x: torch.cat([x, x], 1), lambda y: y[:, :1] + y[:, 1:])
     y = torch.cat([truth, truth + 60], 1)

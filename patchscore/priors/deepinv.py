@@ -52,13 +52,12 @@ def as_deepinv(prior: Score, *, highest_sigma: float | None = None) -> ScoreDeno
     Notes
     -----
     Diffusion samplers begin at noise far above the image. A prior that ignores brightness then cannot
-    know how bright the image is: DPS from sigma 80 ends at 8 dB. Start at ``denoiser.highest_sigma``:
-    ``DDRM(denoiser)`` does so by default, from 1, and ends at 27 to 29 dB on the same images. DiffPIR
-    always starts at 80; use DPIR or DDRM instead.
+    know how bright the image is, and DPS from sigma 80 ends far from it. Start at
+    ``denoiser.highest_sigma``; ``DDRM(denoiser)`` starts at 1 by default, which works for the bundled
+    gray priors. DiffPIR always starts at 80; use DPIR or DDRM instead.
 
-    Below the lowest trained level the prior is used as it is, since only x / sigma matters to it. On
-    photographs at a tenth of that level the error is 1.02 sigma: what noise there is, nobody sees, and
-    it stays.
+    Below the lowest trained level the prior is used as it is, since only x / sigma matters to it. It
+    then removes almost nothing of the noise, which is too weak to be seen.
     """
     if highest_sigma is not None and highest_sigma != math.inf:
         check_positive(highest_sigma=highest_sigma)
