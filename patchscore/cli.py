@@ -7,18 +7,16 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import DTypeLike
 from tqdm import tqdm
 
-import patchscore
 from patchscore.adaptation.adapt import adapt
-from patchscore.adaptation.surprise import KEY as SURPRISE_KEY
+from patchscore.arguments import AUTO, command_parser
 from patchscore.checks import check_noise_level, noise_level_range
 from patchscore.denoising import denoise
 from patchscore.errors import InputError
@@ -28,12 +26,13 @@ from patchscore.jobs import Job, check_new, jobs
 from patchscore.learning.fit import fit
 from patchscore.measurements.noisy_image import NoisyImage
 from patchscore.memory import check_memory, enough_memory
+from patchscore.prior_facts import prior_facts
 from patchscore.priors.energy import ConvEnergy, PatchEnergy
 from patchscore.priors.prior import KIND, PatchPrior
-from patchscore.priors.zoo import SUFFIX, bundled_priors, find_device, load_prior
+from patchscore.priors.zoo import SUFFIX, find_device, load_prior
 from patchscore.restore_files import Damage, restore_file
 from patchscore.storage import check_destination, reading
-from patchscore.terminal import Parser, printable, tell
+from patchscore.terminal import printable, tell
 
 # The default noise levels of `train`, as fractions of the range of the images: 3 to 60 for 8-bit ones.
 LOWEST_FRACTION, HIGHEST_FRACTION = 3 / 255, 60 / 255
@@ -41,152 +40,23 @@ LOWEST_FRACTION, HIGHEST_FRACTION = 3 / 255, 60 / 255
 BATCH, LEARNING_RATE, WARMUP = 4, 8e-3, 100
 # Bytes that denoising takes for each number of the image, and a training for each byte of its weights.
 BYTES_PER_VALUE, TRAINING = 30, 30
-# The default prior of `restore`, which chooses one for the image.
-AUTO = "auto"
-
-Subcommands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0, or 1 if some images failed, or 2 if the input cannot be used."""
     if arguments is None:  # a process of its own: to end it cleans up as Ctrl-C does
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    options = _parser().parse_args(arguments)
+    options = command_parser().parse_args(arguments)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: tell(f"warning: {message}", sys.stderr)
-            return int(options.run(options))
+            return COMMANDS[options.command](options)
     except (InputError, OSError) as error:
         tell(f"patchscore: {error}", sys.stderr)
         return 2
     except KeyboardInterrupt:
         tell("patchscore: stopped.", sys.stderr)
         return 130
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="patchscore", description=patchscore.__doc__)
-    parser.add_argument("--version", action="version", version=f"patchscore {patchscore.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    clean = commands.add_parser(
-        "denoise",
-        help="denoise an image, or every image of a folder",
-        description="Remove white Gaussian noise from an image, or from every image of a folder. PNG, "
-        "JPEG, TIFF and NPY; the bit depth of the file is kept.",
-    )
-    add = clean.add_argument
-    add("input", metavar="IN", type=Path, help="an image, or a folder of images")
-    add("output", metavar="OUT", type=Path, help="a file, or a folder if IN is one")
-    add("--sigma", type=float, help="noise level in the unit of the file (default: estimated)")
-    add("--adapt", action="store_true", help="let the prior learn from each image, for up to a minute")
-    add("--std", metavar="OUT", type=Path, help="file or folder for the posterior standard deviation")
-    add("--samples", type=int, help="posterior samples for the standard deviation (default: 16)")
-    _add_keep(clean)
-    _add_common(clean, _denoise, "prior", "seed")
-
-    _add_restore(commands)
-
-    move = commands.add_parser(
-        "adapt",
-        help="let a prior learn from noisy images of a new kind",
-        description="Let a prior learn from noisy images of a new kind, without clean ones, and save "
-        "the result as a prior for all images of that kind.",
-    )
-    add = move.add_argument
-    add("folder", metavar="FOLDER", type=Path, help="noisy images")
-    add("-o", "--output", metavar="PRIOR", type=Path, required=True, help="the adapted prior")
-    add("--sigma", type=float, help="noise level in the unit of the files (default: each estimated)")
-    add("--minutes", type=float, default=5.0, help="at most (default: %(default)s)")
-    _add_force(move)
-    _add_common(move, _adapt, "prior", "seed")
-
-    train = commands.add_parser(
-        "train",
-        help="train a prior on a folder of clean images",
-        description="Train a prior on a folder of clean images. To continue an interrupted run, give "
-        "the same command again.",
-    )
-    add = train.add_argument
-    add("folder", metavar="FOLDER", type=Path, help="clean images")
-    add("-o", "--output", metavar="PRIOR", type=Path, required=True, help="the trained prior")
-    levels = "noise levels in the unit of the files (default: 3/255 to 60/255 of the images' range)"
-    add("--sigmas", type=float, nargs=2, metavar=("LOW", "HIGH"), help=levels)
-    length = train.add_mutually_exclusive_group()
-    length.add_argument("--minutes", type=float, help="how long to train (default: 10)")
-    length.add_argument("--steps", type=int, help="how many steps to train")
-    add("--width", type=int, default=32, help="hidden units of a layer (default: %(default)s)")
-    patch = "for a network without convolutions (default: convolutions over patches of 15)"
-    add("--patch-size", type=int, help=patch)
-    add("--crop", type=int, default=64, help="side of the crops (default: %(default)s)")
-    add("--mixed-precision", action="store_true", help="bfloat16 products: faster where supported")
-    _add_force(train)
-    _add_common(train, _train, "seed")
-
-    demo = commands.add_parser(
-        "demo",
-        help="denoise a photograph, beside total variation and BM3D",
-        description="Add noise to a photograph of scikit-image, remove it, and compare.",
-    )
-    add = demo.add_argument
-    add("--sigma", type=float, default=25, help="noise level, of 255 (default: %(default)s)")
-    add("--output", type=Path, default=Path("patchscore-demo.png"), help="default: %(default)s")
-    _add_force(demo)
-    _add_common(demo, _demo)
-
-    info = commands.add_parser("info", help="what a prior is and how it was trained")
-    info.add_argument("prior", metavar="PRIOR", help="the name of a bundled prior, or a file")
-    info.set_defaults(run=_info)
-    return parser
-
-
-def _add_restore(commands: Subcommands) -> None:
-    mend = commands.add_parser(
-        "restore",
-        help="deblur, enlarge or complete an image, or every image of a folder",
-        description="Undo a blur, coarse pixels or missing pixels, or several of them at once, in an "
-        "image or in every image of a folder. The unit and the bit depth of the file are kept.",
-    )
-    add = mend.add_argument
-    add("input", metavar="IN", type=Path, help="an image, or a folder of images")
-    add("output", metavar="OUT", type=Path, help="a file, or a folder if IN is one")
-    blur = "the blur: an image of a point, or a Gaussian of standard deviation SD; in pixels of OUT"
-    add("--psf", metavar="FILE|gaussian:SD", help=blur)
-    size = "make OUT N times as large; each pixel of IN is the mean of N x N pixels"
-    add("--scale", type=int, metavar="N", help=size)
-    add("--mask", type=Path, metavar="FILE", help="an image, not zero where a pixel of IN is measured")
-    add("--noise", type=float, help="noise level in the unit of the file (default: estimated)")
-    add("--positive", action="store_true", help="no pixel of OUT is below zero")
-    _add_keep(mend)
-    _add_common(mend, _restore, "prior", default_prior=AUTO)
-
-
-def _add_common(
-    parser: argparse.ArgumentParser,
-    run: Callable[[argparse.Namespace], int],
-    *options: str,
-    default_prior: str = "natural-gray",
-) -> None:
-    """What the command runs, and the options that several commands have."""
-    if "prior" in options:
-        names = f"a prior file, or one of: {', '.join(bundled_priors())} (default: %(default)s)"
-        parser.add_argument("--prior", default=default_prior, metavar="NAME|FILE", help=names)
-    if "seed" in options:
-        parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
-    parser.set_defaults(run=run)
-
-
-def _add_force(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument("--force", action="store_true", help="overwrite files that are there")
-
-
-def _add_keep(parser: argparse.ArgumentParser) -> None:
-    keep = parser.add_mutually_exclusive_group()
-    keep.add_argument(
-        "--skip-existing", action="store_true", help="leave files that are there as they are"
-    )
-    _add_force(keep)
 
 
 def _generator(options: argparse.Namespace) -> torch.Generator:
@@ -402,38 +272,17 @@ def _demo(options: argparse.Namespace) -> int:
 def _info(options: argparse.Namespace) -> int:
     prior = load_prior(options.prior, "cpu")
     with reading(options.prior):
-        facts = list(_facts(prior, options.prior))
+        facts = list(prior_facts(prior, options.prior))
     for title, content in facts:
         tell(f"{title:14}{content}")
     return 0
 
 
-def _facts(prior: PatchPrior, name: str) -> Iterator[tuple[str, str]]:
-    """What a prior is and how it was trained, line by line."""
-    network, card = prior.network, prior.card
-    rows, columns = network.patch_shape
-    parameters = sum(p.numel() for p in network.parameters())
-    kinds = (("amplitude", prior.scale_invariant), ("brightness", network.brightness_invariant))
-    yield "prior", card.get("name", name)
-    yield "network", f"{type(network).__name__}, {parameters:,} parameters"
-    yield "sees", f"patches of {rows} x {columns} pixels, {network.channels} channel(s)"
-    yield "assembly", f"{prior.assembly}, boundary {prior.boundary}"
-    yield "invariant to", ", ".join(kind for kind, true in kinds if true) or "nothing"
-    if run := card.get("training"):
-        in_bytes = "0..1" in card.get("data", "")
-        low, high = ((255 if in_bytes else 1) * level for level in run["sigmas"])
-        unit = "of 255" if in_bytes else "in the unit of its training images"
-        yield "noise levels", f"{low:.4g} to {high:.4g} {unit}"
-        length = f"{run['steps']:,} steps in {run['seconds'] / 60:.0f} minutes"
-        yield "trained", f"{card['trained']}: {length} on {run['images']} images, {run['objective']}"
-    if stages := card.get("stages"):
-        total = sum(stage["steps"] for stage in stages)
-        yield "", f"{total:,} steps in all, in {len(stages)} stages of which this was the last"
-    for title in ("data", "terms"):
-        if title in card:
-            yield title, card[title]
-    for entry in card.get("adapted", []):
-        gain = f"estimated gain {100 * entry['gain']:.1f} +- {100 * entry['error']:.1f} % of the error"
-        yield "adapted", f"{entry['date']}: to {entry['images']} noisy image(s), {gain}"
-    known = SURPRISE_KEY in card
-    yield "surprise", "can be computed" if known else "not available (see patchscore.expect)"
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "denoise": _denoise,
+    "restore": _restore,
+    "adapt": _adapt,
+    "train": _train,
+    "demo": _demo,
+    "info": _info,
+}

@@ -12,7 +12,7 @@ import torch
 
 import patchscore as ps
 from benchmarks.__main__ import STUDIES, main
-from patchscore import cli
+from patchscore.arguments import command_parser
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -64,7 +64,7 @@ def test_the_examples_of_a_page_run_from_top_to_bottom(
 @pytest.mark.parametrize("line", lines_of("patchscore "))
 def test_a_command_of_patchscore_is_understood(line: str) -> None:
     if line.startswith("patchscore "):
-        cli._parser().parse_args(shlex.split(line)[1:])
+        command_parser().parse_args(shlex.split(line)[1:])
 
 
 @pytest.mark.parametrize("line", lines_of("python -m benchmarks"))
