@@ -8,6 +8,7 @@ Reference: Donoho and Johnstone, Biometrika 81 (1994), section 3.4.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,17 +32,16 @@ def estimated_sigma(array: np.ndarray, channel_axis: int | None = None) -> float
 
     Too high on fine texture, and too low for noise that is correlated or clipped.
     """
-    import pywt
+    from skimage.restoration import estimate_sigma  # slow to import
 
-    images = array[None] if channel_axis is None else np.moveaxis(array, channel_axis, 0)
-    exponent = int(np.frexp(float(np.abs([array.max(), array.min()], dtype=np.float64).max()))[1])
-    levels = []
-    for image in images:
-        # A power of two changes no digit, and keeps values of any size within the range of squares.
-        values = np.ldexp(image.astype(np.float64), -exponent)
-        detail = np.abs(pywt.dwtn(values, "db2")["dd"])
-        levels.append(np.median(detail[detail > 0]) / NORMAL_MEDIAN if detail.any() else 0.0)
-    sigma = float(np.mean(levels))
+    peak = float(np.abs([array.max(), array.min()], dtype=np.float64).max())
+    exponent = int(np.frexp(peak)[1])
+    # A power of two changes no digit, and keeps values of any size within the range of squares.
+    values = np.ldexp(array.astype(np.float64), -exponent)
+    with warnings.catch_warnings():  # of four columns, and of constants, whose estimate is NaN
+        warnings.simplefilter("ignore")
+        levels = estimate_sigma(values, channel_axis=channel_axis)
+    sigma = float(np.mean(np.nan_to_num(levels)))
     return math.ldexp(sigma, exponent) if sigma > 10 * np.finfo(np.float64).eps else 0.0
 
 
