@@ -1,6 +1,7 @@
 """Patch-based score priors: learn what small patches of an image look like, restore whole images."""
 
 from patchscore.adaptation.adapt import Adapted, Report, adapt
+from patchscore.adaptation.noise_estimation import estimate_noise
 from patchscore.adaptation.surprise import Surprise, expect, surprise
 from patchscore.denoising import denoise
 from patchscore.errors import InputError
@@ -17,6 +18,7 @@ from patchscore.measurements.adapters import as_operator
 from patchscore.measurements.blur import Blur
 from patchscore.measurements.downsample import Downsample
 from patchscore.measurements.likelihoods import GaussianLikelihood
+from patchscore.measurements.noise_model import Noise
 from patchscore.measurements.operators import Identity, Mask, Product
 from patchscore.measurements.poisson import PoissonLikelihood
 from patchscore.priors.cliques import Clique, Potential
@@ -52,6 +54,7 @@ __all__ = [
     "Identity",
     "InputError",
     "Mask",
+    "Noise",
     "PatchEnergy",
     "PatchMLP",
     "PatchPrior",
@@ -69,6 +72,7 @@ __all__ = [
     "bundled_priors",
     "denoise",
     "epll",
+    "estimate_noise",
     "expect",
     "fit",
     "fit_mixture",

@@ -150,7 +150,7 @@ class NoisyImage:
         relative = getattr(prior, "scale_invariant", False)
         if relative and "0..1" not in str(card.get("data")):
             trained = None  # the range of the training images is not known
-        estimated = self.sigma_error >= ESTIMATED_ERROR
+        estimated = self.sigma_error > GIVEN_ERROR
         return doubts_about_level(self.pixels, self.sigma, estimated, trained, relative=relative)
 
     def to_array(self, values: np.ndarray) -> np.ndarray:
