@@ -10,7 +10,7 @@ import patchscore
 from patchscore.priors.zoo import bundled_priors
 from patchscore.terminal import Parser
 
-# The default prior of `restore`, which chooses one for the image.
+# The default prior of `denoise` and `restore`, which choose one for the image.
 AUTO = "auto"
 
 Subcommands: TypeAlias = "argparse._SubParsersAction[Parser]"
@@ -36,7 +36,7 @@ def command_parser() -> Parser:
     add("--std", metavar="OUT", type=Path, help="file or folder for the posterior standard deviation")
     add("--samples", type=int, help="posterior samples for the standard deviation (default: 16)")
     _add_keep(clean)
-    _add_common(clean, "prior", "seed")
+    _add_common(clean, "prior", "seed", default_prior=AUTO)
 
     _add_restore(commands)
 

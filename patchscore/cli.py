@@ -16,15 +16,15 @@ from numpy.typing import DTypeLike
 from tqdm import tqdm
 
 from patchscore.adaptation.adapt import adapt
+from patchscore.adaptation.noise_estimation import noise_and_image
 from patchscore.arguments import AUTO, command_parser
 from patchscore.checks import check_noise_level, noise_level_range
-from patchscore.denoising import denoise
+from patchscore.denoising import denoise, suitable_prior
 from patchscore.errors import InputError
 from patchscore.files import ImageFile, check_writable, image_files, read_image, write_image
 from patchscore.images import training_images
 from patchscore.jobs import Job, check_new, jobs
 from patchscore.learning.fit import fit
-from patchscore.measurements.noisy_image import NoisyImage
 from patchscore.memory import check_memory, enough_memory
 from patchscore.prior_facts import prior_facts
 from patchscore.priors.energy import ConvEnergy, PatchEnergy
@@ -80,7 +80,7 @@ def _denoise(options: argparse.Namespace) -> int:
     if options.samples is not None and options.std is None:
         raise InputError("--samples is for the standard deviation; add --std OUT to write it.")
     _generator(options)
-    prior = load_prior(options.prior, options.device)
+    prior = None if options.prior == AUTO else load_prior(options.prior, options.device)
     return _over_images(options, options.std, lambda job: _denoised(job, prior, options), "denoised")
 
 
@@ -136,7 +136,7 @@ def _over_images(
     return 1 if failed else 0
 
 
-def _denoised(job: Job, prior: PatchPrior, options: argparse.Namespace) -> None:
+def _denoised(job: Job, prior: PatchPrior | None, options: argparse.Namespace) -> None:
     source, target, std = job
     generator = _generator(options)
     image = read_image(source, bytes_per_value=BYTES_PER_VALUE)
@@ -144,14 +144,12 @@ def _denoised(job: Job, prior: PatchPrior, options: argparse.Namespace) -> None:
     plain = ImageFile(image.pixels)
     if std is not None:
         check_writable(std, plain, dtype=np.float32)
-    noisy = NoisyImage.of(
-        image.pixels,
-        options.sigma,
-        channel_axis=None if image.pixels.ndim == 2 else -1,
-        name=source.name,
-    )
+    axis = None if image.pixels.ndim == 2 else -1
+    noise, noisy = noise_and_image(image.pixels, options.sigma, channel_axis=axis, name=source.name)
     if options.sigma is None:
-        tell(f"{source.name}: estimated noise level {noisy.sigma:.3g}")
+        tell(f"{source.name}: noise {noise.describe(float(np.median(image.pixels)))}")
+    if prior is None:
+        prior = load_prior(suitable_prior(noise, len(noisy.pixels)), options.device)
     if options.adapt and noisy.sigma > 0:
         prior, report = adapt(prior, noisy, generator=generator)
         tell(f"{source.name}: {report}")
@@ -161,11 +159,17 @@ def _denoised(job: Job, prior: PatchPrior, options: argparse.Namespace) -> None:
             write_image(path, result, dtype=dtype)
 
     if std is None:
-        estimate = denoise(noisy, prior=prior)
+        estimate = denoise(image.pixels, noise, channel_axis=axis, prior=prior)
     else:
         samples = 16 if options.samples is None else options.samples
         estimate, deviation = denoise(
-            noisy, prior=prior, return_std=True, samples=samples, generator=generator
+            image.pixels,
+            noise,
+            channel_axis=axis,
+            prior=prior,
+            return_std=True,
+            samples=samples,
+            generator=generator,
         )
         write(std, plain._replace(pixels=deviation), np.float32)
     write(target, image._replace(pixels=estimate), image.pixels.dtype)

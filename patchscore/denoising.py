@@ -9,7 +9,6 @@ diffusion (:mod:`patchscore.inference.diffusion`).
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,20 +16,16 @@ from typing import Any, Literal, overload
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from patchscore.adaptation.adapt import adapt as adapt_prior
-from patchscore.adaptation.noise_estimation import estimate_noise
+from patchscore.adaptation.noise_estimation import noise_and_image
 from patchscore.errors import InputError
 from patchscore.inference.diffusion import sample_denoised
-from patchscore.images import numeric_array
 from patchscore.measurements.noise_model import Noise
-from patchscore.measurements.noisy_image import NoisyImage, Seen
+from patchscore.one_step import one_step_estimate
 from patchscore.priors.prior import PatchPrior
 from patchscore.priors.zoo import bundled_priors, find_device, load_prior
 from patchscore.randomness import seeded
-
-LEVEL_RATIO = 1.25  # of neighbouring noise levels, where the level differs from pixel to pixel
 
 
 @overload
@@ -68,7 +63,7 @@ def denoise(
     image: Any,
     sigma: float | Noise | None = None,
     *,
-    prior: str | Path | PatchPrior = "natural-gray",
+    prior: str | Path | PatchPrior = "auto",
     channel_axis: int | None = None,
     device: str | torch.device = "auto",
     adapt: bool = False,
@@ -80,7 +75,7 @@ def denoise(
     """Remove noise from an image: what is estimated from it, or what is given.
 
     White Gaussian noise of level sigma is removed by the prior. Noise that grows with brightness is made
-    white by a generalised Anscombe transform, whose exact unbiased inverse gives the estimate. Correlated
+    white by a generalised Anscombe transform with its exact unbiased inverse. Correlated
     noise is removed like white noise of the same strength at low frequencies
     (:class:`~patchscore.Noise`).
 
@@ -94,7 +89,9 @@ def denoise(
         The noise level in the unit of the image, or its :class:`~patchscore.Noise`. By default it is
         estimated from the image (:func:`~patchscore.estimate_noise`).
     prior
-        The name of a bundled prior, the path of a prior file, or a :class:`PatchPrior`.
+        The name of a bundled prior, the path of a prior file, or a :class:`PatchPrior`. By default
+        ``natural-color`` for three channels, ``natural-gray-fast`` for correlated noise, on which it is
+        better than the larger prior, and else ``natural-gray``.
     channel_axis
         The axis of the channels, None for a gray image. A gray prior denoises each channel separately.
     device
@@ -135,8 +132,10 @@ def denoise(
     white noise has no other. Unreliable at noise levels that the prior was not trained for
     (``patchscore info`` lists them).
     """
-    prior = _on_device(prior, device)
-    noise, noisy = _noise_and_image(image, sigma, channel_axis)
+    prior = _on_device(prior, device) if prior != "auto" else prior
+    noise, noisy = noise_and_image(image, sigma, channel_axis=channel_axis)
+    if isinstance(prior, str):
+        prior = _on_device(suitable_prior(noise, len(noisy.pixels)), device)
     if return_std and np.ndim(noise.sigma):
         raise InputError("return_std needs one noise level, and sigma has several.")
     if return_std and not (isinstance(samples, int | np.integer) and samples > 1):
@@ -160,9 +159,7 @@ def denoise(
     seen = noisy.seen_by(prior)
     for text in doubts:
         warnings.warn(text, stacklevel=2)
-    with torch.inference_mode():
-        estimate = seen.estimate(_one_step(prior, seen, noise))
-    estimate = noise.restored(estimate).astype(noisy.dtype, copy=False)
+    estimate = one_step_estimate(prior, image, noisy, seen, noise)
     if not return_std:
         return estimate
     chain = sample_denoised(
@@ -172,49 +169,11 @@ def denoise(
     return estimate, noise.std(estimate) * deviation if noise.gain else deviation
 
 
-def _noise_and_image(
-    image: Any, sigma: float | Noise | None, channel_axis: int | None
-) -> tuple[Noise, NoisyImage]:
-    """The noise, and the image with noise that does not depend on the signal."""
-    if isinstance(image, NoisyImage):
-        sigma = sigma if not isinstance(sigma, Noise) else sigma.level
-    if isinstance(image, NoisyImage) or not (sigma is None or isinstance(sigma, Noise)):
-        noisy = NoisyImage.of(image, sigma, channel_axis=channel_axis)
-        return Noise(noisy.sigma, error=noisy.sigma_error) if noisy.sigma else Noise.none(), noisy
-    noise = estimate_noise(image, channel_axis=channel_axis) if sigma is None else sigma
-    array = numeric_array(image)
-    if not (noise.gain or np.any(noise.sigma)):
-        return noise, NoisyImage.of(array, channel_axis=channel_axis)
-    narrow = array.dtype in (np.float16, np.float32)
-    stable = (
-        noise.stabilised(array).astype(np.float32) if narrow and noise.gain else noise.stabilised(array)
-    )
-    level = float(np.sqrt(np.square(noise.level).mean()))
-    return noise, NoisyImage.of(stable, level, channel_axis=channel_axis, sigma_error=noise.error)
-
-
-def _one_step(prior: PatchPrior, seen: Seen, noise: Noise) -> Tensor:
-    """The one-step estimate; where levels differ, interpolated between estimates at levels 1.25 apart."""
-    levels = np.asarray(noise.level)
-    if levels.ndim == 0 or levels.min() == levels.max():
-        return prior.denoise(seen.y, seen.sigma)
-    channels = levels[:, None, None] if levels.ndim == 1 else levels
-    try:
-        channels = np.broadcast_to(channels, seen.image.pixels.shape)
-    except ValueError as error:
-        raise InputError(
-            f"sigma has shape {levels.shape} and the image (C, H, W) = {seen.image.pixels.shape}; give "
-            "one for each channel, or a map (H, W)."
-        ) from error
-    place = torch.from_numpy(np.log(channels / seen.unit)).to(seen.y).view_as(seen.y)
-    low, high = float(place.min()), float(place.max())
-    count = 2 + int((high - low) / math.log(LEVEL_RATIO))
-    place = (place - low) * ((count - 1) / (high - low))
-    estimate = torch.zeros_like(seen.y)
-    for number, level in enumerate(np.geomspace(math.exp(low), math.exp(high), count)):
-        weight = (1 - (place - number).abs()).clamp_min(0)
-        estimate += weight * prior.denoise(seen.y, float(level))
-    return estimate
+def suitable_prior(noise: Noise, channels: int) -> str:
+    """The name of the bundled prior for this noise."""
+    if noise.correlation is not None:
+        return "natural-gray-fast"
+    return "natural-color" if channels == 3 else "natural-gray"
 
 
 def _on_device(prior: str | Path | PatchPrior, device: str | torch.device) -> PatchPrior:

@@ -20,7 +20,6 @@ from patchscore.adaptation.residual import DOUBTED, VARIANCES, WITNESS
 from patchscore.adaptation.risk import estimated_gain, respond
 from patchscore.adaptation.search import Search, SplitImage, random_halves
 from patchscore.errors import InputError
-from patchscore.measurements.noise import estimated_sigma
 from patchscore.measurements.noisy_image import NoisyImage
 from patchscore.priors.energy import ConvEnergy
 from patchscore.priors.gaussian import GaussianPatches
@@ -383,7 +382,7 @@ def test_a_set_is_judged_by_all_of_its_images(prior, noisy):
 
 def test_the_noise_level_is_estimated_if_it_is_not_given(prior, noisy):
     _, report = quietly(prior, noisy, None, max_steps=1)
-    assert report.sigmas == (estimated_sigma(noisy),)
+    assert report.sigmas == (ps.estimate_noise(noisy).sigma,)
 
 
 def test_what_was_done_is_kept_with_the_prior(prior, noisy, tmp_path):

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from patchscore.adaptation.noise_estimation import noise_and_image
 from patchscore.adaptation.residual import Residual, look_at_residual, suspicions
 from patchscore.adaptation.risk import respond
 from patchscore.adaptation.search import Check, Search, SplitImage
@@ -139,7 +140,7 @@ def adapt(
         The initial one. It is halved, from the best weights so far, whenever there is no improvement.
     sigma_error
         The relative error of the noise level. A gain that such an error could simulate does not count.
-        By default 0.005 for a level that is given and 0.1 for one that is estimated.
+        By default 0.005 for a level that is given, and that of the estimate for one that is estimated.
     progress
         Whether a progress bar is shown.
 
@@ -257,7 +258,9 @@ def _noisy_images(
                 "for each."
             )
         images = [
-            NoisyImage.of(image, level, channel_axis=0, sigma_error=sigma_error)
+            noise_and_image(image, level, channel_axis=0)[1]
+            if level is None and sigma_error is None
+            else NoisyImage.of(image, level, channel_axis=0, sigma_error=sigma_error)
             for image, level in zip(data, levels, strict=True)
         ]
     for number, image in enumerate(images):

@@ -12,8 +12,8 @@ Photographs are alike at all scales, so the mean of 2 x 2 pixels has half of the
 If it has more, and the flattest places say so at coarser scales too, the noise is correlated; its
 correlation is then measured in the flatter half of all blocks of 16 x 16 pixels.
 
-References: MacKay, Neural Computation 4 (1992), equation 2.5 (evidence of a noise level); Liu, Tanaka and
-Okutomi, IEEE TIP 22 (2013) (flat blocks).
+References: MacKay, Neural Computation 4 (1992), section 3 (the evidence of a noise level); Liu, Tanaka
+and Okutomi, IEEE TIP 22 (2013) (flat blocks).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from patchscore.errors import InputError
+from patchscore.images import numeric_array
 from patchscore.measurements.noise import some_pixels
 from patchscore.measurements.noise_model import Noise
 from patchscore.measurements.noisy_image import NoisyImage
@@ -112,6 +113,35 @@ def estimate_noise(
     return _supported(part, -center / start, prior).scaled(start, center)
 
 
+def noise_and_image(
+    image: Any,
+    sigma: Any = None,
+    *,
+    channel_axis: int | None = None,
+    name: str = "the image",
+) -> tuple[Noise, NoisyImage]:
+    """The noise, estimated if it is not given, and the image with noise that is the same everywhere.
+
+    A :class:`NoisyImage` is returned as it is. Where sigma differs from pixel to pixel, the level of the
+    image is the root of its mean square.
+    """
+    if isinstance(image, NoisyImage) or not (sigma is None or isinstance(sigma, Noise)):
+        noisy = NoisyImage.of(image, sigma, channel_axis=channel_axis, name=name)
+        return Noise(noisy.sigma, error=noisy.sigma_error) if noisy.sigma else Noise.none(), noisy
+    noise = sigma or estimate_noise(image, channel_axis=channel_axis, name=name)
+    array = numeric_array(image, name=name)
+    if not (noise.gain or np.any(noise.sigma)):
+        noisy = NoisyImage.of(array, channel_axis=channel_axis, name=name)
+        return noise, replace(noisy, sigma=0.0)
+    stable = noise.stabilised(array)
+    if array.dtype in (np.float16, np.float32):
+        stable = stable.astype(np.float32)
+    level = float(np.sqrt(np.square(noise.level).mean()))
+    return noise, NoisyImage.of(
+        stable, level, channel_axis=channel_axis, sigma_error=noise.error, name=name
+    )
+
+
 def _repeat(shot: Any, first: NoisyImage) -> NoisyImage:
     repeat = NoisyImage.of(shot, channel_axis=first.channel_axis, name="a repeat")
     if repeat.pixels.shape != first.pixels.shape:
@@ -189,7 +219,7 @@ def _counts(y: np.ndarray, zero: float, prior: PatchPrior) -> _Counts:
 
 
 def _best(y: np.ndarray, ends: tuple[float, float], prior: PatchPrior, start: Sequence[float]) -> _Fit:
-    """The maximum of the evidence for tiles (B, 1, H, W), from a middle and a tilt, or a middle alone."""
+    """The maximum of the evidence for tiles (B, 1, H, W), from a middle and a tilt or a middle alone."""
     from scipy.optimize import minimize
 
     def objective(values: np.ndarray) -> tuple[float, np.ndarray]:

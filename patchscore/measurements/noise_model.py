@@ -147,7 +147,7 @@ class Noise:
     def describe(self, brightness: float | None = None) -> str:
         """The noise in words; at this brightness if it depends on the signal."""
         if self.gain and brightness is not None:
-            words = [f"{float(self.std(brightness)):.3g} at mid-gray", "grows with brightness"]
+            words = [f"{self.std(brightness):.3g} at brightness {brightness:.3g}, and grows with it"]
         elif self.gain:
             words = [f"sigma {self.sigma:.3g}", f"gain {self.gain:.3g}", f"offset {self.offset:.3g}"]
         elif np.ndim(self.sigma):
