@@ -43,7 +43,8 @@ from torch import Tensor
 
 import patchscore as ps
 from benchmarks.data import NamedImage, digest
-from benchmarks.inverse_problems import PROBLEMS, Measured, import_deepinv, measured
+from benchmarks.deepinv_import import import_deepinv
+from benchmarks.inverse_problems import PROBLEMS, Measured, measured
 from benchmarks.methods import version_of
 from benchmarks.robustness.summary import interval
 from benchmarks.study import SEED, Job, Option, Study

@@ -28,13 +28,12 @@ real image would have the half of its transform that is not measured. The magnit
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 import warnings
 import zlib
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,14 +42,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.data import DATA_RANGE, NamedImage, middle, set_folder, spaced, test_images
-from patchscore.errors import InputError
+from benchmarks.deepinv_import import import_deepinv
 from patchscore.evaluation.metrics import psnr, ssim
 from patchscore.files import image_files, read_image
 
 SIDE = 128
 WATER, AIR, LARGEST = 20.0, 0.02, 81.35858
 CT_ZERO = 1024  # the files hold Hounsfield units plus this
-_kept: list[torch.library.Library] = []  # a library ends with its last reference
 LITERATURE_SIDE, LITERATURE_NOISE = 362, 0.7 / math.sqrt(2)
 
 
@@ -155,27 +153,6 @@ def chests(count: int, side: int, block: int) -> list[NamedImage]:
         means = x[: height * block, : width * block].reshape(height, block, width, block)
         found.append(NamedImage(path.stem, means.mean((1, 3))))
     return found
-
-
-@lru_cache
-def import_deepinv() -> Any:
-    """The package ``deepinv``; :class:`InputError` if it is not installed.
-
-    It imports torchvision, which fails to load beside a PyTorch of another build, for want of two
-    operators. Nothing here uses them: it is enough to declare them.
-    """
-    try:
-        return importlib.import_module("deepinv")
-    except ImportError as error:
-        raise InputError(
-            "this study needs deepinv; install it with pip install 'patchscore[inverse]'."
-        ) from error
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _kept.append(library)
-        return importlib.import_module("deepinv")
 
 
 def gaussian_blur(shape: torch.Size, generator: torch.Generator, *, width: float) -> Any:

@@ -6,7 +6,6 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import matplotlib
@@ -23,15 +22,9 @@ from torch import Tensor, nn
 # The benchmarks are no part of the package; at the end, so that an installed package is what is tested.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-# deepinv imports torchvision, whose binary from PyPI is built for CUDA and fails beside a CPU build of
-# torch for want of these two operators, which deepinv does not call. Declaring them is enough.
-if find_spec("torchvision"):
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:
-        TORCHVISION = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            TORCHVISION.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+from benchmarks.deepinv_import import mend_torchvision
+
+mend_torchvision()  # before a test imports deepinv
 
 # So many inputs for each test of test_fuzz*.py; they are the same in every run.
 settings.register_profile(

@@ -14,13 +14,13 @@ pytest.importorskip("deepinv")
 
 from benchmarks import inverse
 from benchmarks.data import NamedImage
+from benchmarks.deepinv_import import import_deepinv
 from benchmarks.inverse_problems import (
     AIR,
     LARGEST,
     PROBLEMS,
     WATER,
     chests,
-    import_deepinv,
     measured,
     tomography,
 )
