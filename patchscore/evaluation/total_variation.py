@@ -26,6 +26,7 @@ from torch import Tensor
 
 from patchscore.checks import check_positive
 from patchscore.errors import InputError
+from patchscore.linear_algebra import dot, norm
 from patchscore.protocols import Operator
 from patchscore.randomness import standard_normal
 
@@ -87,10 +88,10 @@ class TotalVariationSolver:
             relaxed = RELAXATION * gradient + (1 - RELAXATION) * z
             previous, z = z, shrink(relaxed + u, weight / penalty)
             u = u + relaxed - z
-            primal = _length(gradient - z) / max(_length(gradient), _length(z), 1e-30)
-            dual = _length(differences_adjoint(z - previous)) / max(
-                _length(differences_adjoint(u)), 1e-30
-            )
+            size = max(norm(gradient).item(), norm(z).item(), 1e-30)
+            force = max(norm(differences_adjoint(u)).item(), 1e-30)
+            primal = norm(gradient - z).item() / size
+            dual = norm(differences_adjoint(z - previous)).item() / force
             if max(primal, dual) < tolerance:
                 break
             if step % 10 == 9 and step < max_steps // 2:
@@ -134,17 +135,17 @@ class TotalVariationSolver:
 
         residual = right - left(x)
         image = preconditioned(residual)
-        direction, energy = image, _dot(residual, image)
+        direction, energy = image, dot(residual, image).item()
         enough = INNER_TOLERANCE**2 * energy
         for _ in range(steps):
             if energy <= enough or energy <= 0:
                 break
             bent = left(direction)
-            length = energy / _dot(direction, bent)
+            length = energy / dot(direction, bent).item()
             x = x + length * direction
             residual = residual - length * bent
             image = preconditioned(residual)
-            previous, energy = energy, _dot(residual, image)
+            previous, energy = energy, dot(residual, image).item()
             direction = image + (energy / previous) * direction
         return x
 
@@ -200,11 +201,3 @@ def shrink(z: Tensor, threshold: float) -> Tensor:
     """Shorten the vector of every pixel by ``threshold``, to zero if it is shorter."""
     length = z.square().sum((1, 2), keepdim=True).sqrt()
     return torch.where(length > threshold, z * (1 - threshold / length), 0)
-
-
-def _dot(a: Tensor, b: Tensor) -> float:
-    return float((a * b).sum())
-
-
-def _length(x: Tensor) -> float:
-    return float(x.norm())
