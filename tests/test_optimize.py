@@ -9,7 +9,7 @@ from torch import Tensor
 
 import patchscore as ps
 from patchscore.inference.schedules import noise_schedule
-from patchscore.inference.splitting import half_quadratic_splitting, regularization_by_denoising
+from patchscore.inference.splitting import half_quadratic_splitting
 
 SHAPE = 12, 10
 NOISE_STD = 0.5
@@ -189,23 +189,24 @@ def test_repeated_splitting_at_one_level_is_the_mode_of_a_power_of_the_prior(fie
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_red_finds_the_stationary_point_of_the_score(name: str, field) -> None:
+def test_repeated_splitting_finds_the_stationary_point_of_the_score(name: str, field) -> None:
+    """Which is that of regularisation by denoising."""
     likelihood, _ = problem(field, name)
-    solution = regularization_by_denoising(
-        field, likelihood, likelihood.back_projection, sigma=0.4, tolerance=1e-12, max_steps=5000,
+    solution = half_quadratic_splitting(
+        field, likelihood, likelihood.back_projection, sigmas=[0.4], tolerance=1e-12, repeats=5000,
         progress=False,
     )  # fmt: skip
     force = likelihood.score(solution.x) + field.score(solution.x, 0.4)
     assert force.abs().max() < 1e-8 * likelihood.score(torch.zeros_like(solution.x)).abs().max()
-    assert solution.reason.startswith("converged")
+    assert solution.reason == "all 1 levels of the schedule are done"
 
 
-def test_red_without_enough_steps_says_so(field) -> None:
+def test_splitting_without_enough_steps_says_so(field) -> None:
     likelihood, _ = problem(field, "blur")
-    solution = regularization_by_denoising(
-        field, likelihood, likelihood.y, sigma=0.4, max_steps=2, progress=False
+    solution = half_quadratic_splitting(
+        field, likelihood, likelihood.y, sigmas=[4.0, 0.4], repeats=2, progress=False
     )
-    assert "stopped after 2 steps" in solution.reason
+    assert "2 of them stopped after 2 steps, before x changed by less than 0" in solution.reason
 
 
 @pytest.mark.parametrize(
@@ -234,7 +235,7 @@ def test_bad_settings_of_splitting_are_refused(field) -> None:
     likelihood, _ = problem(field, "identity")
     with pytest.raises(ps.InputError, match="positive noise level"):
         half_quadratic_splitting(field, likelihood, likelihood.y, sigmas=[0.5, 0.0], progress=False)
-    with pytest.raises(ps.InputError, match="weight is -1"):
-        regularization_by_denoising(
-            field, likelihood, likelihood.y, sigma=0.4, weight=-1.0, progress=False
+    with pytest.raises(ps.InputError, match="strength is -1"):
+        half_quadratic_splitting(
+            field, likelihood, likelihood.y, sigmas=[0.4], strength=-1.0, progress=False
         )

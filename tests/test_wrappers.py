@@ -13,7 +13,7 @@ from patchscore.inference import diagnostics
 from patchscore.inference.curvature import curvature_bound
 from patchscore.inference.diagnostics import curl, mean_gap
 from patchscore.inference.langevin import annealed_langevin
-from patchscore.inference.splitting import half_quadratic_splitting, regularization_by_denoising
+from patchscore.inference.splitting import half_quadratic_splitting
 
 SHAPE = 6, 8
 SIGMA = torch.tensor([0.3, 0.7], dtype=torch.float64)
@@ -198,8 +198,8 @@ def test_the_posterior_of_weighted_complex_data_is_that_of_dense_matrices(
     off = vectors(y)[0] - matrix @ mean
     expected = mean + torch.linalg.solve(prior + data @ matrix, data @ off)
     x0 = torch.zeros_like(weighted.back_projection)
-    found = regularization_by_denoising(
-        denoiser, weighted, x0, sigma=sigma, tolerance=1e-11, max_steps=5000, progress=False
+    found = half_quadratic_splitting(
+        denoiser, weighted, x0, sigmas=[sigma], tolerance=1e-11, repeats=5000, progress=False
     )
     assert error(vectors(found.x)[0], expected) < 1e-6
 
@@ -332,8 +332,8 @@ def test_splitting(case, field, error) -> None:
         return x
 
     assert error(found, exact(by_hand)) < 1e-10
-    red = regularization_by_denoising(
-        prior, posterior.likelihood, x0, sigma=rho, tolerance=1e-12, max_steps=2000, progress=False
+    red = half_quadratic_splitting(
+        prior, posterior.likelihood, x0, sigmas=[rho], tolerance=1e-12, repeats=2000, progress=False
     )
 
     def fixed_point(q: Tensor) -> Tensor:
