@@ -10,7 +10,7 @@ from torch import Tensor
 
 import patchscore as ps
 from patchscore.inference.curvature import curvature, curvature_bound
-from patchscore.inference.splitting import regularization_by_denoising
+from patchscore.inference.splitting import half_quadratic_splitting
 
 
 class Blur:
@@ -166,8 +166,8 @@ def test_the_posterior_of_a_gaussian_field_is_that_of_dense_matrices(
     data = A.T @ dense_noise(noise_std, y)
     mean = field.mean.expand(len(A.T))
     expected = mean + torch.linalg.solve(prior + data @ A, data @ (y.flatten() - A @ mean))
-    found = regularization_by_denoising(
-        field, likelihood, likelihood.back_projection, sigma=sigma, tolerance=1e-11, max_steps=5000,
+    found = half_quadratic_splitting(
+        field, likelihood, likelihood.back_projection, sigmas=[sigma], tolerance=1e-11, repeats=5000,
         progress=False,
     )  # fmt: skip
     assert error(found.x.flatten(), expected) < 1e-6
@@ -344,6 +344,19 @@ class SingleOnly(Blur):
 def test_an_operator_that_computes_in_single_precision_is_not_refused(refuses, normal) -> None:
     y = normal(1, 1, 256, 256).float()
     assert ps.GaussianLikelihood(y, SingleOnly((256, 256), refuses), 0.1).y is y
+
+
+class RoundedAdjoint(Blur):
+    """It takes float64 and holds a filter of float32, as deepinv's Blur(use_fft=True) does."""
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        return (1 + 2**-24) * super().A_adjoint(y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_operator_with_numbers_in_single_precision_is_not_refused(dtype) -> None:
+    y = torch.ones(1, 1, *SHAPE, dtype=dtype)
+    assert ps.GaussianLikelihood(y, RoundedAdjoint(SHAPE), 0.1).y is y
 
 
 def test_a_whitening_operator_needs_its_adjoint(normal) -> None:
