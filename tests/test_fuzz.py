@@ -32,9 +32,11 @@ OURS = (
     "the estimated noise level is zero",
     "the noise seems to be clipped",
     "image",
+    "the image misses",
     "the residual",
     "neighbouring pixels",
     "predictor_corrector is not calibrated",
+    "the chain is too short",
     "the linear system",
 )
 JUNK: dict[str, Any] = {
@@ -101,7 +103,7 @@ DTYPES = [
     "U3",
 ]
 LAYOUTS = ["plain"] * 4 + ["flipped", "strided", "list", "masked", "tensor", "grad"]
-FLAGS = {"return_std", "progress", "mixed_precision"}  # of which Python takes the truth
+FLAGS = {"return_std", "positive", "progress", "mixed_precision"}  # of which Python takes the truth
 
 
 @contextmanager
@@ -376,6 +378,22 @@ def calls(fast: ps.PatchPrior) -> dict[str, tuple[Callable[..., Any], dict[str, 
                 "tolerance": 0.1,
                 "max_steps": 2,
                 "progress": False,
+            },
+        ),
+        "restore": (
+            ps.restore,
+            {
+                "y": x,
+                "operator": ps.Identity(),
+                "noise_std": 0.1,
+                "prior": fast,
+                "estimate": "auto",
+                "return_std": True,
+                "samples": 2,
+                "positive": False,
+                "channel_axis": None,
+                "device": "cpu",
+                **quiet(),
             },
         ),
         "half_quadratic_splitting": (

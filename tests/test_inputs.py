@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -26,6 +29,10 @@ not_levels = pytest.mark.parametrize("sigma", NOT_LEVELS.values(), ids=NOT_LEVEL
 @pytest.fixture(scope="module")
 def fast() -> ps.PatchPrior:
     return ps.load_prior("natural-gray-fast", "cpu")
+
+
+def quiet() -> dict[str, Any]:
+    return {"generator": torch.Generator().manual_seed(0), "progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -243,20 +250,26 @@ def test_a_chain_says_that_it_is_too_short() -> None:
     field = ps.GaussianCliques.exponential((8, 8), std=1.0, length=1.0)
     x0 = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
 
-    def walk(steps: int) -> str:
-        generator = torch.Generator().manual_seed(0)
-        return repr(
-            ps.langevin(
-                field, x0, sigma=1.0, steps=steps, thin=1 + steps // 400, generator=generator,
-                progress=False,
-            )
-        )  # fmt: skip
+    def walk(steps: int, **settings: Any) -> ps.Chain:
+        return ps.langevin(
+            field, x0, sigma=1.0, steps=steps, thin=1 + steps // 400, **quiet(), **settings
+        )
 
-    assert "too short, worth" in walk(100)
-    assert "too short" not in walk(10_000)
-    independent = ps.sample_denoised(
-        field, x0, 0.2, 10, generator=torch.Generator().manual_seed(0), progress=False
-    )
+    with pytest.warns(UserWarning, match=r"short: its 50 draws of each image are worth about \d\.\d"):
+        short = walk(100)
+    assert "too short, worth" in repr(short)
+    with pytest.warns(UserWarning, match="too short: its 60 draws of each image are worth about"):
+        walk(110, resume=short)
+    with pytest.warns(UserWarning, match="too short: its 50 draws of each image are worth about"):
+        moments = walk(100, keep="moments")
+    with pytest.warns(UserWarning, match="too short: its 2 draws of each image are worth fewer than 10"):
+        walk(4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "too short" not in repr(walk(10_000))
+        walk(10_000, keep="moments")
+        walk(110, keep="moments", resume=moments)
+        independent = ps.sample_denoised(field, x0, 0.2, 3, **quiet())
     assert "too short" not in repr(independent)
 
 

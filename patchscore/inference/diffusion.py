@@ -151,11 +151,10 @@ def sample_denoised(
         evaluations = state.evaluations + order * levels + 1
         return state._replace(x=ahead.pop(state.steps), evaluations=evaluations)
 
-    chain = run(
-        step, y, steps=n, burn_in=0, keep=keep, generator=generator, resume=resume, progress=progress,
-        unit="sample",
+    return run(
+        step, y, steps=n, burn_in=0, keep=keep, generator=generator, resume=resume, independent=True,
+        progress=progress, unit="sample",
     )  # fmt: skip
-    return chain._replace(independent=True)
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from patchscore.checks import check_choice
 from patchscore.errors import InputError
-from patchscore.linear_algebra import components
+from patchscore.linear_algebra import as_vectors, components
 
 Kind = Literal["bulk", "tail", "mean"]
 LEAST_DRAWS = 4  # of each chain, since each is split in two
@@ -101,25 +101,41 @@ def monte_carlo_error(chain: Sampled | Tensor) -> Tensor:
     return _by_trace(chain, 1, _arviz().mcse)
 
 
-def effective_draws(samples: Tensor) -> float:
-    """How many independent draws each chain is worth: (n, B, C, H, W), the least of all chains.
+def draw_statistics(x: Tensor) -> Tensor:
+    """Mean and mean square of each image, by which mixing is judged: (B, C, H, W) -> (2, B)."""
+    values = as_vectors(x).double()
+    return torch.stack([values.mean(1), values.square().mean(1)])
 
-    A rough number in a moment, without arviz: of the mean and the mean square of the images, from the
-    autocorrelation up to where the sum of two neighbours is no longer positive (Geyer, Statistical
-    Science 7 (1992), section 3.3). NaN below 8 draws, and where the draws do not vary.
+
+def effective_draws(statistics: Tensor) -> float:
+    """How many independent draws each chain is worth, by its :func:`draw_statistics`: (n, 2, B).
+
+    The least of all chains and of both numbers, from the autocorrelation up to where the sum of two
+    neighbours is no longer positive (Geyer, Statistical Science 7 (1992), section 3.3). NaN below 8
+    draws, and where the draws do not vary.
     """
-    n = len(samples)
+    n = len(statistics)
     if n < 2 * LEAST_DRAWS:
         return math.nan
-    values = components(samples).flatten(2).double()
-    z = torch.stack([values.mean(2), values.square().mean(2)])  # (2, n, B)
-    z = z - z.mean(1, keepdim=True)
-    power = torch.fft.rfft(z, 2 * n, dim=1).abs().square()
-    covariance = torch.fft.irfft(power, 2 * n, dim=1)[:, : n - n % 2]
-    pairs = (covariance / covariance[:, :1]).unflatten(1, (-1, 2)).sum(2)
-    positive = (pairs > 0).cumprod(1)
-    time = 2 * (positive * pairs).sum(1) - 1
+    z = statistics - statistics.mean(0)
+    power = torch.fft.rfft(z, 2 * n, dim=0).abs().square()
+    covariance = torch.fft.irfft(power, 2 * n, dim=0)[: n - n % 2]
+    pairs = (covariance / covariance[0]).unflatten(0, (-1, 2)).sum(1)
+    positive = (pairs > 0).cumprod(0)
+    time = 2 * (positive * pairs).sum(0) - 1
     return float(n / time.max())
+
+
+def warn_if_short(statistics: Tensor) -> None:
+    """Warn of draws (n, 2, B) that are worth fewer than ten. One draw alone claims nothing."""
+    n, worth = len(statistics), effective_draws(statistics)
+    if n > 1 and not worth >= FEW:
+        count = f"fewer than {FEW}" if math.isnan(worth) else f"about {worth:.1f}"
+        warnings.warn(
+            f"the chain is too short: its {n} draws of each image are worth {count} independent ones, "
+            "so their mean and their standard deviation are unreliable. Ask for more steps or samples.",
+            stacklevel=6,
+        )
 
 
 def mixing_summary(samples: Tensor) -> str:
@@ -127,16 +143,16 @@ def mixing_summary(samples: Tensor) -> str:
 
     Before it "too short" if the draws of a chain are worth fewer than ten; that alone without arviz.
 
-    The lowest ESS and the highest R-hat of two numbers of each draw, its mean and its mean square. R-hat
-    compares the two halves of the chain. Empty without arviz, and below 8 draws.
+    The lowest ESS and the highest R-hat of the mean and the mean square of each draw. R-hat compares the
+    two halves of the chain. Empty without arviz, and below 8 draws.
     """
-    worth = effective_draws(samples)
-    warning = f"too short, worth {worth:.1g} draws" if worth < FEW else ""
     half = len(samples) // 2
     if half < LEAST_DRAWS:
         return ""
-    values = components(samples[-2 * half :, 0]).flatten(1)
-    numbers = torch.stack([values.mean(1), values.square().mean(1)], 1)[:, None]
+    statistics = torch.stack([draw_statistics(x) for x in samples])
+    worth = effective_draws(statistics)
+    warning = f"too short, worth {worth:.1g} draws" if worth < FEW else ""
+    numbers = statistics[-2 * half :, None, :, 0]
     try:
         least = effective_sample_size(numbers).min().item()
         most = r_hat(torch.cat([numbers[:half], numbers[half:]], 1)).max().item()

@@ -8,6 +8,7 @@ one assignment, so a run that was interrupted and resumed equals a run in one go
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, get_args
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from patchscore.checks import check_batch, check_choice, check_counts
 from patchscore.errors import InputError
 from patchscore.inference.chain import Chain, Keep
+from patchscore.inference.mixing import draw_statistics, warn_if_short
 from patchscore.memory import free_bytes
 from patchscore.randomness import generator_like
 
@@ -62,6 +64,7 @@ def run(
     keep: Keep = "samples",
     generator: torch.Generator,
     resume: Chain | None = None,
+    independent: bool = False,
     progress: bool = True,
     unit: str = "step",
 ) -> Chain:
@@ -83,6 +86,8 @@ def run(
         Gives the seed of this run.
     resume
         A chain to go on from, with the same settings and more steps.
+    independent
+        Whether every draw is made anew, as no step of a Markov chain is.
     progress, unit
         Whether to show a bar, and what to call a step.
 
@@ -97,6 +102,13 @@ def run(
         If settings or the chain to go on from do not fit, samples do not fit in memory, or a draw is
         not finite.
 
+    Warns
+    -----
+    UserWarning
+        If the draws of a Markov chain are worth fewer than ten independent ones, by
+        :func:`~patchscore.inference.mixing.effective_draws`. Not of one draw, and not of moments that an
+        earlier run began.
+
     Examples
     --------
     The unadjusted Langevin algorithm:
@@ -104,14 +116,14 @@ def run(
     >>> import torch, patchscore as ps
     >>> from patchscore.inference import run
     >>> from patchscore.randomness import standard_normal
-    >>> field, sigma, h = ps.GaussianCliques.exponential((8, 8), std=1.0, length=2.0), 0.5, 0.02
+    >>> field, sigma, h = ps.GaussianCliques.exponential((8, 8), std=1.0, length=0.3), 0.5, 0.1
     >>> def step(state, generator):
     ...     z = standard_normal(state.x, generator)
     ...     x = state.x + h * field.score(state.x, sigma) + (2 * h) ** 0.5 * z
     ...     return state._replace(x=x, evaluations=state.evaluations + 1)
     >>> x0 = torch.zeros(4, 1, 8, 8, dtype=torch.float64)
-    >>> run(step, x0, steps=100, generator=torch.Generator().manual_seed(0), progress=False).draws
-    50
+    >>> run(step, x0, steps=1000, generator=torch.Generator().manual_seed(0), progress=False).draws
+    500
     """
     if not callable(step):
         raise InputError(f"step is {type(step).__name__}; expected a function: step(state, generator).")
@@ -130,7 +142,8 @@ def run(
     chain = Chain.begin(x0, working) if resume is None else _resumable(resume, x0, keep, working)
     due = _recorded(steps, burn_in, thin) - _recorded(chain.steps, burn_in, thin)
     samples = _room(chain, chain.draws + max(0, due)) if keep == "samples" else None
-    chain = chain._replace(samples=None, burn_in=burn_in)
+    statistics = None if independent else _statistics(chain, chain.draws + max(0, due))
+    chain = chain._replace(samples=None, burn_in=burn_in, independent=independent)
     label = f"{(2 * x0.nbytes if samples is None else samples.nbytes) / 1e6:.3g} MB"
     start = time.perf_counter()
 
@@ -158,10 +171,15 @@ def run(
                 )
                 if _recorded(after.steps, burn_in, thin) > _recorded(chain.steps, burn_in, thin):
                     after = after.with_draw(state.x)
+                    # Not yet counted: a step that is repeated overwrites them.
+                    if statistics is not None:
+                        statistics[chain.draws] = draw_statistics(state.x)
                     if samples is not None:
-                        samples[chain.draws] = state.x  # not yet counted: a repeated step overwrites it
+                        samples[chain.draws] = state.x
                 chain = after
                 bar.update()
+        if statistics is not None:
+            warn_if_short(statistics[: chain.draws])
         return finished()
     except KeyboardInterrupt:
         return finished()
@@ -218,3 +236,13 @@ def _room(chain: Chain, draws: int) -> Tensor:
     if chain.samples is not None:
         samples[: chain.draws] = chain.samples
     return samples
+
+
+def _statistics(chain: Chain, draws: int) -> Tensor | None:
+    """Memory for the statistics of this many draws, with those of the chain in it; None if unknown."""
+    if chain.draws and chain.samples is None:
+        return None
+    statistics = torch.full((draws, 2, len(chain.state)), math.nan, dtype=torch.float64)
+    for k, x in enumerate(() if chain.samples is None else chain.samples):
+        statistics[k] = draw_statistics(x)
+    return statistics
