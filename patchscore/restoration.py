@@ -8,14 +8,8 @@ The default estimate alternates between the prior and the data, while the level 
     z = D(x, rho)
     x = argmax_x  log p(y | x) - strength |x - z|^2 / (2 rho^2)
 
-Everything else follows from the data. With H = A' C^-1 A, where C is the covariance of n,
-
-    c            the constant image that is closest to the data: where x begins
-    g            = grad log p(y | c), and a = |g|^2 / <g, H g> is the best step along it
-    rho_first    = rms(a g), the contrast of the image as far as the data have it
-    rho_last     = (|g|^2 / <g, H g>)^(1/2), the noise of the image where data are most precise
-
-so results do not depend on the units of x and y, nor on the gain of A.
+Everything else follows from the data (:mod:`patchscore.inference.schedules`), so results do not depend
+on the units of x and y, nor on the gain of A.
 """
 
 from __future__ import annotations
@@ -35,12 +29,13 @@ from patchscore.errors import InputError
 from patchscore.inference.gibbs import split_gibbs
 from patchscore.inference.optimize import map_estimate
 from patchscore.inference.posterior import Posterior
-from patchscore.inference.schedules import geometric_levels
+from patchscore.inference.schedules import closest_constant, levels_of_data
 from patchscore.inference.splitting import half_quadratic_splitting
-from patchscore.linear_algebra import dimension, dot, expand, rms, tweedie
+from patchscore.linear_algebra import dimension, tweedie
 from patchscore.measurements.adapters import as_operator
 from patchscore.measurements.likelihoods import GaussianLikelihood
 from patchscore.measurements.poisson import PoissonLikelihood
+from patchscore.memory import check_memory
 from patchscore.priors.prior import PatchPrior
 from patchscore.priors.wrappers import Channelwise, ComplexPrior
 from patchscore.priors.zoo import find_device, load_prior
@@ -55,14 +50,12 @@ GRAY, COLOUR = "natural-gray-fast", "natural-color"
 STRENGTH = 0.25
 LEVELS, REPEATS, CHANGE = 16, 8, 0.03
 DATA_TOLERANCE = 0.1
-# The ratio of the first to the last level, at least and at most.
-LEAST_RATIO, MOST_RATIO = 2.0, 50.0
-# Of finite differences, relative to the image.
-STEP = 0.1
 # Of the mode: the level of the prior, in units of the contrast, and its strength.
 MAP_LEVEL, MAP_STRENGTH = 0.1, 0.35
 BURN_IN = 0.25
 SINGLE = torch.float16, torch.bfloat16, torch.float32, torch.complex64
+# Of the image, in memory at once: in conjugate gradients, Fourier transforms and the prior.
+COPIES = 20
 # A larger misfit, in units of the noise, is reported.
 LARGE_MISFIT = 1.5
 
@@ -77,7 +70,6 @@ def restore(
     estimate: Estimate = ...,
     return_std: Literal[False] = ...,
     samples: int = ...,
-    x0: Any = ...,
     positive: bool = ...,
     channel_axis: int | None = ...,
     device: str | torch.device = ...,
@@ -96,7 +88,6 @@ def restore(
     estimate: Estimate = ...,
     return_std: Literal[True],
     samples: int = ...,
-    x0: Any = ...,
     positive: bool = ...,
     channel_axis: int | None = ...,
     device: str | torch.device = ...,
@@ -114,7 +105,6 @@ def restore(
     estimate: Estimate = "auto",
     return_std: bool = False,
     samples: int = 200,
-    x0: Any = None,
     positive: bool = False,
     channel_axis: int | None = None,
     device: str | torch.device = "auto",
@@ -149,8 +139,6 @@ def restore(
         then the mean.
     samples
         How many samples of the posterior, for the mean and the standard deviation.
-    x0
-        Where to begin, like the result. By default a constant image.
     positive
         Whether the image has no negative values. For the splitting estimate of real images only.
     channel_axis
@@ -179,7 +167,8 @@ def restore(
     -----
     UserWarning
         If the image misses the data by much more than the noise: noise_std is too small, or y was
-        made by another operator.
+        made by another operator, or by one with other borders. If the samples are worth fewer than ten
+        independent ones.
 
     Notes
     -----
@@ -187,8 +176,8 @@ def restore(
     is not linear, and where the noise is far from Gaussian. What no measurement determines comes from
     the prior: a large hole is filled smoothly.
 
-    The mean and its standard deviation are those of split Gibbs sampling at the last level. Whether its
-    chain is long enough is not checked; where much is not measured it mixes slowly.
+    The mean and its standard deviation are those of split Gibbs sampling at the last level, which mixes
+    slowly where much is not measured.
 
     References: :mod:`patchscore.inference.splitting`, :mod:`patchscore.inference.optimize` and
     :mod:`patchscore.inference.gibbs`.
@@ -214,12 +203,14 @@ def restore(
     else:
         layout = _Layout.of(y, operator, channel_axis)
         likelihood = layout.likelihood(operator, noise_std, _like(prior, layout.given, device))
-    model = _prior(prior, likelihood.back_projection, device)
-    if positive and likelihood.back_projection.is_complex():
+    like = likelihood.back_projection
+    if like.device.type == "cpu":
+        check_memory(COPIES * like.nbytes, f"an image of shape {tuple(like.shape)}")
+    model = _prior(prior, like, device)
+    if positive and like.is_complex():
         raise InputError("positive is for real images, and those of this operator are complex.")
-    start = None if x0 is None else layout.image(x0).to(likelihood.back_projection)
     with torch.inference_mode():
-        x, levels = _split(model, likelihood, start, positive, progress)
+        x, levels = _split(model, likelihood, positive, progress)
         posterior = Posterior(model, likelihood)
         if estimate == "map":
             sigma = _map_level(levels)
@@ -336,7 +327,7 @@ def _prior(prior: str | Path | Score, like: Tensor, device: str | torch.device) 
 
 
 def _split(
-    prior: Score, likelihood: Measurement, x0: Tensor | None, positive: bool, progress: bool
+    prior: Score, likelihood: Measurement, positive: bool, progress: bool
 ) -> tuple[Tensor, list[float]]:
     """The splitting estimate, and its levels."""
 
@@ -344,8 +335,8 @@ def _split(
         z = tweedie(x, prior.score(x, rho), noise_levels(rho, x))
         return z.clamp_min(0) if positive else z
 
-    start = _constant(likelihood) if x0 is None else x0
-    levels = _levels(likelihood, start)
+    start = closest_constant(likelihood)
+    levels = levels_of_data(likelihood, start, LEVELS)
     solution = half_quadratic_splitting(
         denoiser,
         likelihood,
@@ -361,51 +352,9 @@ def _split(
     return denoiser(solution.x, levels[-1]), levels
 
 
-def _constant(likelihood: Measurement) -> Tensor:
-    """The constant of each channel that is closest to the data."""
-    back = likelihood.back_projection
-    ones = torch.ones_like(back)
-    fall = likelihood.operator.A_adjoint(likelihood.operator.A(ones))
-    first = _ratio(back.sum((2, 3), keepdim=True), fall.sum((2, 3), keepdim=True)) * ones
-    # With weights, and for counts, that is near: a step of Newton's method follows.
-    there = likelihood.score(first).sum((2, 3), keepdim=True)
-    change = STEP * _size(first) * ones
-    fall = there - likelihood.score(first + change).sum((2, 3), keepdim=True)
-    return first + change * _ratio(there, fall)
-
-
-def _levels(likelihood: Measurement, start: Tensor) -> list[float]:
-    """From the contrast of the image to its noise where data are most precise."""
-    gradient = likelihood.score(start)
-    size = expand(rms(gradient)).clamp_min(torch.finfo(gradient.real.dtype).tiny)
-    change = STEP * _size(start) * gradient / size
-    bend = dot(change, gradient - likelihood.score(start + change))
-    variance = dot(change, change) / bend.clamp_min(torch.finfo(bend.dtype).tiny)
-    first = (variance * rms(gradient)).max().item()
-    if not 0 < first < math.inf:
-        raise InputError(
-            "the measurement is that of a constant image, to rounding, so there is nothing to restore; "
-            "check y and the operator."
-        )
-    last = variance.max().sqrt().item()
-    last = min(max(last, first / MOST_RATIO), first / LEAST_RATIO)
-    return geometric_levels(first, last, LEVELS)
-
-
 def _map_level(levels: list[float]) -> float:
     """The noise level of the prior for the mode."""
     return min(levels[-1], MAP_LEVEL * levels[0])
-
-
-def _ratio(a: Tensor, b: Tensor) -> Tensor:
-    """a / b, and 0 where b is 0."""
-    return torch.where(b == 0, 0, a / torch.where(b == 0, 1, b))
-
-
-def _size(x: Tensor) -> Tensor:
-    """The root mean square of each image, 1 for an image of zeros: (B, 1, 1, 1)."""
-    size = expand(rms(x))
-    return torch.where(size == 0, 1, size)
 
 
 def _check_misfit(likelihood: Measurement, x: Tensor) -> None:
@@ -418,6 +367,8 @@ def _check_misfit(likelihood: Measurement, x: Tensor) -> None:
     if misfit > LARGE_MISFIT:
         warnings.warn(
             f"the image misses the data by {misfit:.2g} times the noise level: noise_std is too small, "
-            "or y was made by another operator.",
+            "or y was made by another operator. In a blurred photograph the borders may be the cause: "
+            'light comes from outside the frame, as with Blur(kernel, boundary="open"), and does not '
+            "wrap around.",
             stacklevel=4,
         )

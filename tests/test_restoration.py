@@ -11,7 +11,8 @@ from skimage.data import camera
 from torch import Tensor
 
 import patchscore as ps
-from patchscore.restoration import MAP_STRENGTH, _constant, _levels
+from patchscore.inference.schedules import closest_constant, levels_of_data
+from patchscore.restoration import LEVELS, MAP_STRENGTH, _map_level
 
 SIDE = 40
 NOISE_STD = 5.0
@@ -145,14 +146,14 @@ def test_start_and_levels_are_those_of_the_data(truth) -> None:
     for gain, noise in ((1.0, 2.0), (100.0, 300.0)):
         operator = (lambda x, g=gain: g * x, lambda y, g=gain: g * y)
         likelihood = ps.GaussianLikelihood(gain * truth, operator, noise)
-        start = _constant(likelihood)
+        start = closest_constant(likelihood)
         torch.testing.assert_close(start, truth.mean().expand_as(truth))
-        levels = _levels(likelihood, start)
+        levels = levels_of_data(likelihood, start, LEVELS)
         assert levels[0] == pytest.approx(truth.std(correction=0).item(), rel=1e-3)
         assert levels[-1] == pytest.approx(noise / gain, rel=1e-3)
     uneven = ps.GaussianLikelihood(truth, ps.Identity(), torch.where(truth > 128, 1.0, 10.0))
     weights = torch.where(truth > 128, 1.0, 0.01)
-    torch.testing.assert_close(_constant(uneven).mean(), (weights * truth).sum() / weights.sum())
+    torch.testing.assert_close(closest_constant(uneven).mean(), (weights * truth).sum() / weights.sum())
 
 
 def test_the_mode_is_that_of_a_dense_system(error) -> None:
@@ -162,8 +163,8 @@ def test_the_mode_is_that_of_a_dense_system(error) -> None:
     y = noisy(Blur().A(field.sample(1, generator=torch.Generator().manual_seed(3)).float()))
     found = restore(y, Blur(), NOISE_STD, prior=field, estimate="map")
     likelihood = ps.GaussianLikelihood(y, Blur(), NOISE_STD)
-    start = _constant(likelihood)
-    sigma = ps.restoration._map_level(_levels(likelihood, start))
+    start = closest_constant(likelihood)
+    sigma = _map_level(levels_of_data(likelihood, start, LEVELS))
     units = torch.eye(side**2, dtype=torch.float64).view(-1, 1, side, side)
     A = Blur().A(units).flatten(1).T
     power = field.power_spectrum.double() + sigma**2
@@ -182,7 +183,8 @@ def test_the_standard_deviation_is_that_of_the_posterior() -> None:
     field = ps.GaussianCliques.exponential((side, side), std=2.0, length=2.0).float()
     y = noisy(field.sample(1, generator=torch.Generator().manual_seed(4)).float(), 1.0)
     mean, std = restore(y, ps.Identity(), 1.0, prior=field, return_std=True, samples=n)
-    rho = _levels(ps.GaussianLikelihood(y, ps.Identity(), 1.0), torch.zeros_like(y) + y.mean())[-1]
+    likelihood = ps.GaussianLikelihood(y, ps.Identity(), 1.0)
+    rho = levels_of_data(likelihood, closest_constant(likelihood), LEVELS)[-1]
     power, noise = field.power_spectrum.double(), 1 + rho**2
     exact_mean = torch.fft.ifft2(torch.fft.fft2(y.double()) * power / (power + noise)).real
     exact_std = (power * noise / (power + noise)).mean().sqrt()
@@ -210,6 +212,21 @@ def test_complex_images_have_no_sign(truth) -> None:
     y = Fourier().A(truth.cfloat())
     with pytest.raises(ps.InputError, match="positive is for real images"):
         restore(y, Fourier(), NOISE_STD, positive=True)
+
+
+def test_wrong_borders_are_told_as_a_cause() -> None:
+    """A photograph, blurred with what is outside of its frame."""
+    scene = torch.tensor(camera(), dtype=torch.float32)[None, None, 100:164, 160:224]
+    camera_blur = ps.Blur.gaussian(2.0)
+    y = noisy(camera_blur.A(scene), 1.0)
+    with pytest.warns(UserWarning, match=r'borders may be the cause.*boundary="open"'):
+        restore(y, ps.Blur.gaussian(2.0, "periodic"), 1.0)
+
+
+def test_an_image_that_does_not_fit_in_memory_is_refused(truth, monkeypatch) -> None:
+    monkeypatch.setattr("patchscore.memory.free_bytes", lambda: 19 * truth.nbytes)
+    with pytest.raises(ps.InputError, match=r"an image of shape \(1, 1, 40, 40\) needs .* of memory"):
+        restore(truth, ps.Identity(), NOISE_STD)
 
 
 def test_data_that_contradict_each_other_are_told(truth) -> None:

@@ -1,11 +1,47 @@
-"""Noise levels from high to low, for all that anneals.
+"""Noise levels from high to low, for all that anneals, and those that follow from the data.
+
+With H = A' C^-1 A, where C is the covariance of the noise of y = A x + n,
+
+    c            the constant image that is closest to the data, to begin at
+    g            = grad log p(y | c), and a = |g|^2 / <g, H g> is the best step along it
+    rho_first    = rms(a g), the contrast of the image as far as the data have it
+    rho_last     = (|g|^2 / <g, H g>)^(1/2), the noise of the image where data are most precise
 
 Reference: Karras, Aittala, Aila and Laine, NeurIPS 2022, equation 5.
 """
 
 from __future__ import annotations
 
+import math
+from typing import Protocol
+
 import numpy as np
+import torch
+from torch import Tensor
+
+from patchscore.errors import InputError
+from patchscore.linear_algebra import dot, expand, rms
+from patchscore.protocols import Operator
+
+# The ratio of the first to the last level, at least and at most.
+LEAST_RATIO, MOST_RATIO = 2.0, 50.0
+# Of finite differences, relative to the image.
+STEP = 0.1
+
+
+class Measured(Protocol):
+    """A likelihood with the measurement that it is of."""
+
+    @property
+    def operator(self) -> Operator:
+        """A."""
+
+    @property
+    def back_projection(self) -> Tensor:
+        """A' y: (B, C, H, W)."""
+
+    def score(self, x: Tensor) -> Tensor:
+        """grad log p(y | x)."""
 
 
 def geometric_levels(highest: float, lowest: float, count: int) -> list[float]:
@@ -20,3 +56,48 @@ def noise_schedule(highest: float, lowest: float, count: int) -> list[float]:
     directions of a Gaussian in which the noise is large and in which it is small.
     """
     return [float(root**3) for root in np.linspace(highest ** (1 / 3), lowest ** (1 / 3), count)]
+
+
+def closest_constant(likelihood: Measured) -> Tensor:
+    """The constant of each channel that is closest to the data: (B, C, H, W)."""
+    back = likelihood.back_projection
+    ones = torch.ones_like(back)
+    fall = likelihood.operator.A_adjoint(likelihood.operator.A(ones))
+    first = _ratio(back.sum((2, 3), keepdim=True), fall.sum((2, 3), keepdim=True)) * ones
+    # With weights, and for counts, that is near: a step of Newton's method follows.
+    there = likelihood.score(first).sum((2, 3), keepdim=True)
+    change = STEP * _size(first) * ones
+    fall = there - likelihood.score(first + change).sum((2, 3), keepdim=True)
+    return first + change * _ratio(there, fall)
+
+
+def levels_of_data(likelihood: Measured, start: Tensor, count: int) -> list[float]:
+    """``count`` levels from the contrast of the image to its noise where data are most precise.
+
+    ``start`` is the closest constant. Raises :class:`InputError` if the data have no contrast.
+    """
+    gradient = likelihood.score(start)
+    size = expand(rms(gradient)).clamp_min(torch.finfo(gradient.real.dtype).tiny)
+    change = STEP * _size(start) * gradient / size
+    bend = dot(change, gradient - likelihood.score(start + change))
+    variance = dot(change, change) / bend.clamp_min(torch.finfo(bend.dtype).tiny)
+    first = (variance * rms(gradient)).max().item()
+    if not 0 < first < math.inf:
+        raise InputError(
+            "the measurement is that of a constant image, to rounding, so there is nothing to restore; "
+            "check y and the operator."
+        )
+    last = variance.max().sqrt().item()
+    last = min(max(last, first / MOST_RATIO), first / LEAST_RATIO)
+    return geometric_levels(first, last, count)
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, and 0 where b is 0."""
+    return torch.where(b == 0, 0, a / torch.where(b == 0, 1, b))
+
+
+def _size(x: Tensor) -> Tensor:
+    """The root mean square of each image, 1 for an image of zeros: (B, 1, 1, 1)."""
+    size = expand(rms(x))
+    return torch.where(size == 0, 1, size)
