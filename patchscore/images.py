@@ -16,6 +16,8 @@ from torch import Tensor
 from patchscore.errors import InputError
 
 LARGEST = 1e300  # far beyond it, differences and sums overflow in float64
+# Further from the median, in units of the spread, are marks for missing data: 1e30, -3.4e38, ...
+NO_DATA = 1e8
 ImageSource = np.ndarray | Tensor | Sequence[np.ndarray | Tensor] | str | Path
 
 
@@ -73,7 +75,7 @@ def training_images(
     ------
     InputError
         If an image, which is named, is not finite, is constant (unless ``constant``), is smaller than
-        ``smallest`` on a side or has other channels; or if there is no image.
+        ``smallest`` on a side, has other channels or marks for missing data; or if there is no image.
     """
     images = []
     for name, array in _named_arrays(source):
@@ -100,12 +102,27 @@ def training_images(
                 f"{name} is constant ({array.min()} everywhere), usually because an export failed; "
                 "leave it out."
             )
+        _check_no_marks(array, name)
         precise = array.dtype.kind != "f" or array.dtype.itemsize > 4
         array = array.astype(np.float64 if precise and array.dtype.itemsize > 2 else np.float32)
         images.append(torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))))
     if not images:
         raise InputError("there are no images; give at least one.")
     return images
+
+
+def _check_no_marks(array: np.ndarray, name: str) -> None:
+    """Raise :class:`InputError` if a value of (H, W, C) is too far from the others for a pixel."""
+    center = float(np.median(array))
+    away = np.abs(array.astype(np.float64) - center)
+    spread = float(np.median(away))
+    if spread > 0 and away.max() > NO_DATA * spread:
+        place = np.unravel_index(away.argmax(), array.shape)
+        raise InputError(
+            f"{name} has the value {array[place]:.6g} at {tuple(int(i) for i in place[:2])}, far from "
+            f"all others (their median is {center:.3g}): if it marks missing data, replace such values, "
+            "or leave the image out."
+        )
 
 
 def random_crop(images: Sequence[Tensor], crop: int, generator: torch.Generator) -> Tensor:

@@ -82,6 +82,8 @@ def test_an_array_says_what_is_no_pixel(x: torch.Tensor) -> None:
             call(masked)
     with pytest.raises(ps.InputError, match="image 0 is a masked array"):
         ps.fit(ps.PatchPrior(ps.PatchEnergy(3)), [masked], sigmas=(0.1, 0.2), steps=1)
+    with pytest.raises(ps.InputError, match=r"image 1 has the value -3.4e\+38 at \(20, 21\)"):
+        ps.fit(ps.PatchPrior(ps.PatchEnergy(3)), [image, marked], sigmas=(0.1, 0.2), steps=1)
     # Without masked pixels it is an array.
     open_mask = np.ma.masked_less(image, -100)
     np.testing.assert_array_equal(
