@@ -54,8 +54,8 @@ DATA_TOLERANCE = 0.1
 MAP_LEVEL, MAP_STRENGTH = 0.1, 0.35
 BURN_IN = 0.25
 SINGLE = torch.float16, torch.bfloat16, torch.float32, torch.complex64
-# Of the image, in memory at once: in conjugate gradients, Fourier transforms and the prior.
-COPIES = 20
+# Copies in memory at once: of y while its operator is checked in float64, and of the image after that.
+CHECKED, COPIES = 40, 20
 # A larger misfit, in units of the noise, is reported.
 LARGE_MISFIT = 1.5
 
@@ -202,10 +202,11 @@ def restore(
         )
     else:
         layout = _Layout.of(y, operator, channel_axis)
-        likelihood = layout.likelihood(operator, noise_std, _like(prior, layout.given, device))
+        like = _like(prior, layout.given, device)
+        _check_room(layout.given, like.device, CHECKED, "a measurement")
+        likelihood = layout.likelihood(operator, noise_std, like)
     like = likelihood.back_projection
-    if like.device.type == "cpu":
-        check_memory(COPIES * like.nbytes, f"an image of shape {tuple(like.shape)}")
+    _check_room(like, like.device, COPIES, "an image")
     model = _prior(prior, like, device)
     if positive and like.is_complex():
         raise InputError("positive is for real images, and those of this operator are complex.")
@@ -304,6 +305,13 @@ def _like(prior: str | Path | Score, given: Tensor, device: str | torch.device) 
     if device != "auto":
         return like.to(find_device(device))
     return like if isinstance(prior, PatchPrior) or given.is_cuda else like.to(find_device("auto"))
+
+
+def _check_room(values: Tensor, device: torch.device, copies: int, what: str) -> None:
+    """Raise :class:`InputError` if so many copies in single precision do not fit in memory."""
+    if device.type == "cpu":
+        number = 8 if values.is_complex() else 4
+        check_memory(copies * number * values.numel(), f"{what} of shape {tuple(values.shape)}")
 
 
 def _prior(prior: str | Path | Score, like: Tensor, device: str | torch.device) -> Score:

@@ -224,9 +224,13 @@ def test_wrong_borders_are_told_as_a_cause() -> None:
 
 
 def test_an_image_that_does_not_fit_in_memory_is_refused(truth, monkeypatch) -> None:
+    monkeypatch.setattr("patchscore.memory.free_bytes", lambda: 39 * truth.nbytes)
+    with pytest.raises(ps.InputError, match=r"a measurement of shape \(1, 1, 40, 40\) needs"):
+        restore(truth, ps.Identity(), NOISE_STD)
+    lines = (lambda x: x.sum(-1), lambda y: y[..., None].expand(*y.shape, SIDE))
     monkeypatch.setattr("patchscore.memory.free_bytes", lambda: 19 * truth.nbytes)
     with pytest.raises(ps.InputError, match=r"an image of shape \(1, 1, 40, 40\) needs .* of memory"):
-        restore(truth, ps.Identity(), NOISE_STD)
+        restore(truth.sum(-1), lines, NOISE_STD)
 
 
 def test_data_that_contradict_each_other_are_told(truth) -> None:
