@@ -50,7 +50,7 @@ def test_an_estimated_level_is_not_taken_for_a_given_one(
 ) -> None:
     """By denoise and by the command line: the doubt, and so the decision, are those of the estimate."""
     limits = {"max_steps": 15, "max_seconds": math.inf, "progress": False}
-    _, expected = adapt(prior, wall, **limits)
+    adapted, expected = adapt(prior, wall, **limits)
     noise = ps.estimate_noise(wall)
     _, told = adapt(prior, wall, noise.sigma, **limits)
     ratio = expected.checks[0].doubt / told.checks[0].doubt
@@ -59,7 +59,7 @@ def test_an_estimated_level_is_not_taken_for_a_given_one(
     assert told.adapted
 
     estimate = ps.denoise(wall, prior=prior, adapt=True, progress=False)
-    np.testing.assert_array_equal(estimate, ps.denoise(wall, prior=prior))
+    np.testing.assert_array_equal(estimate, ps.denoise(wall, noise, prior=adapted))
     np.save(tmp_path / "noisy.npy", wall)
     command = f"denoise {tmp_path}/noisy.npy {tmp_path}/clean.npy --prior natural-gray-fast --adapt"
     assert cli.main(command.split()) == 0

@@ -39,7 +39,9 @@ LARGEST = 1024  # pixels on a side that are looked at
 TILE, TILES = 96, 4  # the evidence is taken of so many tiles, or of the whole of a smaller image
 SMALLEST = 32  # pixels on a side; smaller images have wavelets only
 ENDS = 0.05, 0.95  # the quantiles of brightness at which the variance is fitted
-RANGE = 1.6  # the evidence is searched within this factor, as a logarithm, of the wavelet estimate
+# The evidence is searched within these logarithms, of the level over the wavelet estimate and of
+# bright over dark. Where dark pixels have no noise at all are false maxima, so steps begin small.
+LIMITS, CAUTION = (1.6, 2.5), 4.0
 # The decisions, chosen on training photographs and cameras: python -m benchmarks noise --decisions.
 GROWS, DECISIVE = 0.3, 5e-4  # log of bright over dark, and the gain of evidence per pixel
 FEW_COUNTS, AS_GOOD = (
@@ -205,7 +207,7 @@ class _Counts(NamedTuple):
 
 def _counts(y: np.ndarray, zero: float, prior: PatchPrior) -> _Counts:
     """Poisson noise of whole multiples of one step, and its evidence; -inf if the pixels are others."""
-    levels = np.unique(y)
+    levels = np.unique(y.round(9))
     step = float(np.diff(levels).min())
     numbers = (levels - zero) / step
     if numbers[0] < -0.5 or np.abs(numbers - np.rint(numbers)).max() > 1e-3:
@@ -222,26 +224,28 @@ def _best(y: np.ndarray, ends: tuple[float, float], prior: PatchPrior, start: Se
     """The maximum of the evidence for tiles (B, 1, H, W), from a middle and a tilt or a middle alone."""
     from scipy.optimize import minimize
 
+    unit = CAUTION if len(start) > 1 else 1.0
+
     def objective(values: np.ndarray) -> tuple[float, np.ndarray]:
-        at = torch.tensor(values, dtype=torch.float64, requires_grad=True)
+        at = torch.tensor(values / unit, dtype=torch.float64, requires_grad=True)
         z, log_slope = _stabilised(torch.from_numpy(y), *ends, at)
         with torch.no_grad():
             seen = (z - z.mean()).to(prior.network.like)
             score = prior.score(seen, 1.0)
             evidence = float(prior.log_prob(seen, 1.0).sum(dtype=torch.float64) + log_slope)
         (gradient,) = torch.autograd.grad((z * score).sum() + log_slope, at)
-        return -evidence / y.size, -gradient.numpy() / y.size
+        return -evidence / y.size, -gradient.numpy() / y.size / unit
 
     with torch.inference_mode(False), torch.enable_grad():
         best = minimize(
             objective,
-            start,
+            unit * np.array(start),
             jac=True,
             method="L-BFGS-B",
-            bounds=[(-RANGE, RANGE), (-1.0, 2.5)][: len(start)],
+            bounds=[(-unit * widest, unit * widest) for widest in LIMITS[: len(start)]],
             options={"maxfun": 15, "maxls": 5, "ftol": 1e-6},
         )
-    return _Fit(float(best.x[0]), float(best.x[1]) if len(start) > 1 else 0.0, -float(best.fun) * y.size)
+    return _Fit(best.x[0] / unit, best.x[1] / unit if len(start) > 1 else 0.0, -float(best.fun) * y.size)
 
 
 def _stabilised(y: Tensor, low: float, high: float, at: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 TABULATED = 200.0  # photons; beyond, the expansion is exact to 1e-5 photons
-NODES = 32  # of the Gauss-Hermite rule
+NODES = 128  # of the Gauss-Hermite rule
 
 
 class _Table(NamedTuple):
