@@ -26,6 +26,7 @@ from patchscore.one_step import one_step_estimate
 from patchscore.priors.prior import PatchPrior
 from patchscore.priors.zoo import bundled_priors, find_device, load_prior
 from patchscore.randomness import seeded
+from patchscore.stacks import denoise_stack, is_lazy
 
 
 @overload
@@ -35,6 +36,8 @@ def denoise(
     *,
     prior: str | Path | PatchPrior = ...,
     channel_axis: int | None = ...,
+    axes: str | None = ...,
+    orientations: int = ...,
     device: str | torch.device = ...,
     adapt: bool = ...,
     return_std: Literal[False] = ...,
@@ -50,6 +53,8 @@ def denoise(
     *,
     prior: str | Path | PatchPrior = ...,
     channel_axis: int | None = ...,
+    axes: str | None = ...,
+    orientations: int = ...,
     device: str | torch.device = ...,
     adapt: bool = ...,
     return_std: Literal[True],
@@ -65,6 +70,8 @@ def denoise(
     *,
     prior: str | Path | PatchPrior = "auto",
     channel_axis: int | None = None,
+    axes: str | None = None,
+    orientations: int = 1,
     device: str | torch.device = "auto",
     adapt: bool = False,
     return_std: bool = False,
@@ -82,18 +89,27 @@ def denoise(
     Parameters
     ----------
     image
-        A numeric array of any real type, in any unit: (H, W), or three-dimensional with a
-        ``channel_axis``. It is neither clipped nor rescaled. Or a
-        :class:`~patchscore.measurements.noisy_image.NoisyImage`.
+        A numeric array of any real type, in any unit: (H, W), three-dimensional with a
+        ``channel_axis``, or of any dimensions with ``axes``. It is neither clipped nor rescaled. Or a
+        :class:`~patchscore.measurements.noisy_image.NoisyImage`. A dask array gives a lazy dask array
+        with the pixels of the image in one piece; it may be larger than memory.
     sigma
         The noise level in the unit of the image, or its :class:`~patchscore.Noise`. By default it is
-        estimated from the image (:func:`~patchscore.estimate_noise`).
+        estimated from the image (:func:`~patchscore.estimate_noise`). With ``axes`` or a dask array it is
+        the level of white noise: a number, an array with a level for each plane (of side one along Y and
+        X), or by default estimated at once on up to 16 crops, one level for all planes.
     prior
         The name of a bundled prior, the path of a prior file, or a :class:`PatchPrior`. By default
         ``natural-color`` for three channels, ``natural-gray-fast`` for correlated noise, on which it is
         better than the larger prior, and else ``natural-gray``.
     channel_axis
         The axis of the channels, None for a gray image. A gray prior denoises each channel separately.
+    axes
+        A letter for each dimension of a stack or volume, such as "TCZYX": planes have rows Y, columns X
+        and colours S or else C, and are denoised one by one.
+    orientations
+        3 for an isotropic volume, with Y, X and Z: the mean of its estimates as planes of (Y, X), (Z, X)
+        and (Z, Y).
     device
         ``"auto"``, ``"cpu"``, ``"cuda"``, ... With ``"auto"``, a :class:`PatchPrior` stays where it is.
     adapt
@@ -132,6 +148,14 @@ def denoise(
     white noise has no other. Unreliable at noise levels that the prior was not trained for
     (``patchscore info`` lists them).
     """
+    if axes is not None or orientations != 1 or is_lazy(image):
+        if adapt or return_std:
+            raise InputError(
+                "adapt and return_std are for single images in memory; adapt a prior to some of the "
+                "planes first (patchscore.adapt), and give it as prior."
+            )
+        planes: np.ndarray = _stack(image, sigma, prior, channel_axis, axes, orientations, device)
+        return planes
     prior = _on_device(prior, device) if prior != "auto" else prior
     noise, noisy = noise_and_image(image, sigma, channel_axis=channel_axis)
     if isinstance(prior, str):
@@ -174,6 +198,42 @@ def suitable_prior(noise: Noise, channels: int) -> str:
     if noise.correlation is not None:
         return "natural-gray-fast"
     return "natural-color" if channels == 3 else "natural-gray"
+
+
+def _stack(
+    image: Any,
+    sigma: Any,
+    prior: str | Path | PatchPrior,
+    channel_axis: int | None,
+    axes: str | None,
+    orientations: int,
+    device: str | torch.device,
+) -> Any:
+    """:func:`denoise` of a stack or a dask array."""
+    if axes is None:
+        letters = "YX" if channel_axis is None else "YXC"
+        axes = letters if np.ndim(image) == len(letters) else ""
+        if channel_axis is not None and axes:
+            axes = "".join(np.insert(list("YX"), channel_axis % 3, "C"))
+    elif channel_axis is not None:
+        raise InputError("axes names the channels; leave out channel_axis.")
+    if prior == "auto":
+        colours = "S" if channel_axis is None else "C"
+        sizes = dict(zip(axes, np.shape(image), strict=False))
+        prior = "natural-color" if sizes.get(colours) == 3 else "natural-gray"
+    if is_lazy(image):  # each worker takes the device that it has
+        where = (
+            str(prior.network.device)
+            if isinstance(prior, PatchPrior) and device == "auto"
+            else str(device)
+        )
+        prior = _on_device(prior, "auto" if isinstance(prior, PatchPrior) else "cpu")
+        return denoise_stack(
+            image, sigma, prior=prior, axes=axes, orientations=orientations, device=where
+        )
+    return denoise_stack(
+        image, sigma, prior=_on_device(prior, device), axes=axes, orientations=orientations
+    )
 
 
 def _on_device(prior: str | Path | PatchPrior, device: str | torch.device) -> PatchPrior:
