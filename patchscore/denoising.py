@@ -95,9 +95,9 @@ def denoise(
         with the pixels of the image in one piece; it may be larger than memory.
     sigma
         The noise level in the unit of the image, or its :class:`~patchscore.Noise`. By default it is
-        estimated from the image (:func:`~patchscore.estimate_noise`). With ``axes`` or a dask array it is
-        the level of white noise: a number, an array with a level for each plane (of side one along Y and
-        X), or by default estimated at once on up to 16 crops, one level for all planes.
+        estimated from the image (:func:`~patchscore.estimate_noise`). With ``axes`` or a dask array it
+        is the level of white noise: a number, an array with a level for each plane (of side one along Y
+        and X), or by default one level for all planes, estimated at once on up to 16 crops.
     prior
         The name of a bundled prior, the path of a prior file, or a :class:`PatchPrior`. By default
         ``natural-color`` for three channels, ``natural-gray-fast`` for correlated noise, on which it is
