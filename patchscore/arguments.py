@@ -22,22 +22,7 @@ def command_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"patchscore {patchscore.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    clean = commands.add_parser(
-        "denoise",
-        help="denoise an image, or every image of a folder",
-        description="Remove white Gaussian noise from an image, or from every image of a folder. PNG, "
-        "JPEG, TIFF and NPY; the bit depth of the file is kept.",
-    )
-    add = clean.add_argument
-    add("input", metavar="IN", type=Path, help="an image, or a folder of images")
-    add("output", metavar="OUT", type=Path, help="a file, or a folder if IN is one")
-    add("--sigma", type=float, help="noise level in the unit of the file (default: estimated)")
-    add("--adapt", action="store_true", help="let the prior learn from each image, for up to a minute")
-    add("--std", metavar="OUT", type=Path, help="file or folder for the posterior standard deviation")
-    add("--samples", type=int, help="posterior samples for the standard deviation (default: 16)")
-    _add_keep(clean)
-    _add_common(clean, "prior", "seed", default_prior=AUTO)
-
+    _add_denoise(commands)
     _add_restore(commands)
 
     move = commands.add_parser(
@@ -90,6 +75,30 @@ def command_parser() -> Parser:
     info = commands.add_parser("info", help="what a prior is and how it was trained")
     info.add_argument("prior", metavar="PRIOR", help="the name of a bundled prior, or a file")
     return parser
+
+
+def _add_denoise(commands: Subcommands) -> None:
+    clean = commands.add_parser(
+        "denoise",
+        help="denoise an image, or every image of a folder",
+        description="Remove white Gaussian noise from an image, a stack, or every image of a folder. "
+        "PNG, JPEG, TIFF, NPY and Zarr; the bit depth of the file is kept.",
+    )
+    add = clean.add_argument
+    add("input", metavar="IN", type=Path, help="an image, or a folder of images")
+    add("output", metavar="OUT", type=Path, help="a file, or a folder if IN is one")
+    add("--sigma", type=float, help="noise level in the unit of the file (default: estimated)")
+    add("--adapt", action="store_true", help="let the prior learn from each image, for up to a minute")
+    add("--std", metavar="OUT", type=Path, help="file or folder for the posterior standard deviation")
+    stack = clean.add_argument_group("stacks and volumes, TIFF of several pages or Zarr")
+    add_stack = stack.add_argument
+    add_stack("--axes", help="a letter for each dimension, such as TCZYX (default: as the file says)")
+    add_stack("--orientations", type=int, default=1, choices=(1, 3), help="3 for isotropic volumes")
+    add_stack("--workers", type=int, default=1, help="processes (default: %(default)s)")
+    add_stack("--scheduler", metavar="ADDRESS", help="of a dask cluster, such as tcp://host:8786")
+    add("--samples", type=int, help="posterior samples for the standard deviation (default: 16)")
+    _add_keep(clean)
+    _add_common(clean, "prior", "seed", default_prior=AUTO)
 
 
 def _add_restore(commands: Subcommands) -> None:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from patchscore.adaptation.adapt import adapt
 from patchscore.adaptation.noise_estimation import noise_and_image
 from patchscore.arguments import AUTO, command_parser
+from patchscore.block_runs import denoise_stack_file
 from patchscore.checks import check_noise_level, noise_level_range
 from patchscore.denoising import denoise, suitable_prior
 from patchscore.errors import InputError
@@ -31,6 +32,7 @@ from patchscore.priors.energy import ConvEnergy, PatchEnergy
 from patchscore.priors.prior import KIND, PatchPrior
 from patchscore.priors.zoo import SUFFIX, find_device, load_prior
 from patchscore.restore_files import Damage, restore_file
+from patchscore.stack_files import is_stack
 from patchscore.storage import check_destination, reading
 from patchscore.terminal import printable, tell
 
@@ -80,8 +82,17 @@ def _denoise(options: argparse.Namespace) -> int:
     if options.samples is not None and options.std is None:
         raise InputError("--samples is for the standard deviation; add --std OUT to write it.")
     _generator(options)
+    if options.workers < 1:
+        raise InputError(f"--workers is {options.workers}; expected 1 or more.")
     prior = None if options.prior == AUTO else load_prior(options.prior, options.device)
-    return _over_images(options, options.std, lambda job: _denoised(job, prior, options), "denoised")
+
+    def work(job: Job) -> None:
+        if is_stack(job.source):
+            _denoised_stack(job, options)
+        else:
+            _denoised(job, prior, options)
+
+    return _over_images(options, options.std, work, "denoised")
 
 
 def _restore(options: argparse.Namespace) -> int:
@@ -114,7 +125,7 @@ def _over_images(
     elif not options.force:
         advice = "--skip-existing makes what is missing, --force overwrites"
         check_new((path for job in planned for path in job.outputs), advice=advice)
-    if not os.path.isdir(options.input):
+    if not os.path.isdir(options.input) or is_stack(options.input):
         for job in planned:
             with enough_memory(job.source):
                 work(job)
@@ -134,6 +145,21 @@ def _over_images(
     if failed:
         tell(f"patchscore: {failed} of {len(planned)} images could not be {done}.", sys.stderr)
     return 1 if failed else 0
+
+
+def _denoised_stack(job: Job, options: argparse.Namespace) -> None:
+    if options.adapt or job.std is not None:
+        raise InputError(
+            f"{job.source} is a stack, and --adapt and --std are for single images; adapt a prior to "
+            "some of its planes first (patchscore adapt), and give it as --prior."
+        )
+    level = denoise_stack_file(
+        job.source, job.target, options.sigma, prior=None if options.prior == AUTO else options.prior, axes=options.axes,
+        orientations=options.orientations, device=options.device, workers=options.workers,
+        scheduler=options.scheduler, force=options.force,
+    )  # fmt: skip
+    if options.sigma is None:
+        tell(f"{job.source.name}: estimated noise level {level:.3g}")
 
 
 def _denoised(job: Job, prior: PatchPrior | None, options: argparse.Namespace) -> None:

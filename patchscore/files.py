@@ -121,7 +121,7 @@ def write_image(path: str | Path, image: ImageFile, *, dtype: DTypeLike) -> None
     if not np.isfinite(image.pixels).all():
         raise InputError(f"cannot write {path}: there are NaN or infinite pixels in the result.")
     parts = (image.pixels, image.alpha)
-    samples = np.dstack([_stored(part, np.dtype(dtype)) for part in parts if part is not None])
+    samples = np.dstack([stored(part, np.dtype(dtype)) for part in parts if part is not None])
     samples = samples[..., 0] if samples.shape[2] == 1 else samples
     writers = {_PNG: _write_png, _JPEG: _write_jpeg, _TIFF: _write_tiff, _NPY: _write_npy}
     write = writers[_format_of(path)]
@@ -326,7 +326,7 @@ def _misfit(file_format: _Format, image: ImageFile, dtype: np.dtype) -> str:
     return ""
 
 
-def _stored(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def stored(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Clip to the range of a dtype, and round to integers."""
     if values.dtype == dtype:
         return values

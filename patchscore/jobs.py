@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from patchscore.errors import InputError
 from patchscore.files import SUFFIXES, image_files
+from patchscore.stack_files import is_stack
 
 
 class Job(NamedTuple):
@@ -33,7 +34,7 @@ def jobs(source: Path, target: Path, std: Path | None) -> list[Job]:
     InputError
         If a result would replace an image or another result, or a file is where a folder has to be.
     """
-    if not os.path.isdir(source):
+    if not os.path.isdir(source) or is_stack(source):
         planned = [Job(source, target, std)]
     else:
         paths = image_files(source)

@@ -1,0 +1,269 @@
+"""A stack in a file, denoised block by block in one or many processes; a run that was killed goes on.
+
+Until the result is whole there is a folder beside it: ``plan.json`` says what is done, ``pixels`` holds
+the result, and ``done`` has an empty file for each block, made after its pixels were written.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError, Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from importlib.util import find_spec
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from patchscore.errors import InputError
+from patchscore.files import stored
+from patchscore.priors.prior import PatchPrior
+from patchscore.priors.zoo import load_prior
+from patchscore.stack_files import TIFFS, ZARR, StackFile, create, finish, open_result, open_stack, parts
+from patchscore.stacks import Layout, denoise_planes, reach, sample, sampled_sigma
+
+UNFINISHED = ".unfinished"
+# The least sides of blocks, of images and of volumes in three orientations.
+LEAST_SIDE, LEAST_SIDE_OF_VOLUME = 1024, 256
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a worker has to know; ``run`` is a name that no other run has."""
+
+    source: str
+    modified: int
+    folder: str
+    axes: str
+    orientations: int
+    sigma: float
+    prior: str
+    weights: float
+    device: str
+    block: tuple[int, ...]
+    run: str = ""
+
+
+def denoise_stack_file(
+    source: Path,
+    target: Path,
+    sigma: float | None,
+    *,
+    prior: str | None = None,
+    axes: str | None = None,
+    orientations: int = 1,
+    device: str = "auto",
+    workers: int = 1,
+    scheduler: str | None = None,
+    force: bool = False,
+    progress: bool = True,
+) -> float:
+    """Denoise a stack, and return its noise level. The same call after a kill does the missing blocks.
+
+    By default the prior is natural-color for an axis S of three colours, else natural-gray.
+
+    Raises :class:`InputError` if something does not fit, if an unfinished run had other settings, or if
+    workers were lost.
+    """
+    with closing(open_stack(source, axes)) as stack:
+        return _denoise(
+            stack, target, sigma, prior, orientations, device, workers, scheduler, force, progress
+        )
+
+
+def _denoise(
+    stack: StackFile,
+    target: Path,
+    sigma: float | None,
+    prior: str | None,
+    orientations: int,
+    device: str,
+    workers: int,
+    scheduler: str | None,
+    force: bool,
+    progress: bool,
+) -> float:
+    source = stack.path
+    if target.suffix.lower() not in (TIFFS if source.suffix.lower() in TIFFS else (ZARR,)):
+        kind = "TIFF (.tif)" if source.suffix.lower() in TIFFS else "Zarr (.zarr)"
+        raise InputError(f"{source} is a {kind}, and {target} is not; give OUT the suffix of IN.")
+    if prior is None:
+        colours = stack.axes.find("S")
+        coloured = colours >= 0 and stack.array.shape[colours] == 3
+        prior = "natural-color" if coloured else "natural-gray"
+    loaded = load_prior(prior, device)
+    if loaded.boundary == "periodic":
+        raise InputError('a prior on a torus cannot be used here; save it with_boundary("symmetric").')
+    reach(loaded)  # says if it cannot be used in blocks
+    layout = _layout(stack, loaded, orientations)
+    if sigma is None:
+        sigma = sampled_sigma(sample(stack.array, layout.span(layout.planes[0])), layout)
+        if sigma == 0:
+            raise InputError(f"{source} has no noise by the estimate; give --sigma if there is some.")
+    folder = target.absolute().with_name(target.name + UNFINISHED)
+    plan = Plan(
+        str(source.absolute()), source.stat().st_mtime_ns, str(folder), stack.axes, orientations, sigma,
+        prior if not os.path.exists(prior) else os.path.abspath(prior), _fingerprint(loaded), device,
+        block_shape(stack, layout),
+    )  # fmt: skip
+    plan = _begin(plan, stack, force)
+    regions = list(parts(stack.array.shape, plan.block))
+    missing = [n for n in range(len(regions)) if not (folder / "done" / str(n)).exists()]
+    sizes = [math.prod(part.stop - part.start for part in region) for region in regions]
+    total = sum(sizes)
+    with (
+        tqdm(
+            total=total, initial=total - sum(sizes[n] for n in missing), unit="px", unit_scale=True,
+            desc=source.name, disable=not progress,
+        ) as bar,
+        _executor(workers, scheduler) as executor,
+    ):  # fmt: skip
+        for number in _each(executor, plan, missing):
+            bar.update(sizes[number])
+    finish(folder, stack, target)
+    shutil.rmtree(folder)
+    return sigma
+
+
+def write_block(plan: Plan, number: int) -> int:
+    """Denoise a block, write it, and then say that it is done."""
+    stack, prior, result, regions = _opened(plan)
+    layout = _layout(stack, prior, plan.orientations)
+    values = denoised_region(stack.array, regions[number], layout, prior, plan.sigma)
+    result[regions[number]] = stored(values, stack.array.dtype)
+    if isinstance(result, np.memmap):
+        result.flush()
+    (Path(plan.folder) / "done" / str(number)).touch()
+    return number
+
+
+def denoised_region(
+    array: Any, region: Sequence[slice], layout: Layout, prior: PatchPrior, sigma: float
+) -> np.ndarray:
+    """The estimate of a part of an array, from the pixels that it depends on."""
+    level = np.full((1,) * len(region), sigma)
+    total: Any = 0.0
+    for plane in layout.planes:
+        outer, inner = list(region), [slice(None)] * len(region)
+        for axis, rim in zip(plane, reach(prior), strict=True):
+            start = max(0, region[axis].start - rim)
+            outer[axis] = slice(start, min(array.shape[axis], region[axis].stop + rim))
+            inner[axis] = slice(region[axis].start - start, region[axis].stop - start)
+        block = np.asarray(array[tuple(outer)])
+        total = total + denoise_planes(block, level, prior, layout.span(plane))[tuple(inner)]
+    return np.asarray(total / len(layout.planes), total.dtype)
+
+
+def block_shape(stack: StackFile, layout: Layout) -> tuple[int, ...]:
+    """Whole chunks, so that no two blocks share one; large where the prior needs a rim."""
+    least = LEAST_SIDE if len(layout.planes) == 1 else LEAST_SIDE_OF_VOLUME
+    sides = {axis for plane in layout.planes for axis in plane}
+    block = []
+    for axis, (size, unit) in enumerate(zip(stack.array.shape, stack.unit, strict=True)):
+        whole = unit * math.ceil(least / unit) if axis in sides else unit
+        block.append(size if axis == layout.colours else min(size, whole))
+    return tuple(block)
+
+
+@contextmanager
+def _executor(workers: int, scheduler: str | None) -> Iterator[Executor | None]:
+    """Processes of this machine, or those of a cluster; None for this process alone."""
+    if scheduler is not None:
+        if find_spec("distributed") is None:
+            raise InputError('--scheduler needs dask.distributed; pip install "patchscore[cluster]".')
+        from distributed import Client
+
+        try:
+            client = Client(scheduler, timeout=20)
+        except (OSError, ValueError) as error:
+            raise InputError(f"there is no dask scheduler at {scheduler} ({error}).") from error
+        with client:
+            yield client.get_executor()
+    elif workers > 1:
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        pool = ProcessPoolExecutor(
+            workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+        )
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
+    else:
+        yield None
+
+
+def _each(executor: Executor | None, plan: Plan, missing: Sequence[int]) -> Iterator[int]:
+    """Do the blocks, and give the number of each when it is done."""
+    if executor is None:
+        try:
+            yield from (write_block(plan, number) for number in missing)
+        finally:
+            _opened(plan)[0].close()
+            _opened.cache_clear()
+        return
+    futures = [executor.submit(write_block, plan, number) for number in missing]
+    try:
+        for future in as_completed(futures):
+            yield future.result()
+    except (BrokenProcessPool, CancelledError) as error:
+        raise InputError(
+            "workers were lost, perhaps for want of memory. To go on with the missing blocks, give the "
+            "same command again."
+        ) from error
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _begin(plan: Plan, stack: StackFile, force: bool) -> Plan:
+    """Make the folder of a run, or find that of the same run."""
+    folder = Path(plan.folder)
+    found = None
+    with suppress(OSError, ValueError, TypeError):
+        left = json.loads((folder / "plan.json").read_text())
+        found = Plan(**{**left, "block": tuple(left["block"])})
+    if found is not None and replace(found, run="") == plan:
+        return found
+    if found is not None and not force:
+        raise InputError(
+            f"{folder} is what a run with other settings has left; give its command again, or --force "
+            "to begin anew."
+        )
+    if folder.exists():  # of other settings, or killed before there was a plan
+        shutil.rmtree(folder)
+    (folder / "done").mkdir(parents=True)
+    create(folder, stack)
+    plan = replace(plan, run=uuid4().hex)
+    (folder / "plan.part").write_text(json.dumps(asdict(plan)))
+    (folder / "plan.part").rename(folder / "plan.json")
+    return plan
+
+
+@lru_cache(maxsize=1)
+def _opened(plan: Plan) -> tuple[StackFile, PatchPrior, Any, list[tuple[slice, ...]]]:
+    """What a worker opens once."""
+    stack = open_stack(Path(plan.source), plan.axes)
+    prior = load_prior(plan.prior, plan.device)
+    regions = list(parts(stack.array.shape, plan.block))
+    return stack, prior, open_result(Path(plan.folder), stack), regions
+
+
+def _fingerprint(prior: PatchPrior) -> float:
+    """A number that other weights do not have."""
+    return math.fsum(float(p.detach().double().square().sum()) for p in prior.network.parameters())
+
+
+def _layout(stack: StackFile, prior: PatchPrior, orientations: int) -> Layout:
+    channels = prior.network.channels
+    return Layout(stack.axes, len(stack.array.shape), channels=channels, orientations=orientations)

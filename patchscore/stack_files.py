@@ -1,0 +1,280 @@
+"""Stacks and volumes in files, Zarr and TIFF: read and written part by part.
+
+A result has the dtype, the axes and the metadata of its source. For Zarr (versions 2 and 3, OME-Zarr)
+the documents that describe the source are copied; for TIFF the tags of every page.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from patchscore.errors import InputError
+from patchscore.storage import replacing
+
+ZARR = ".zarr"
+TIFFS = (".tif", ".tiff")
+# Larger images of one page are read and written part by part too.
+MOST_PIXELS = 2**26
+_DOCUMENTS = ("zarr.json", ".zarray", ".zattrs", ".zgroup")
+# Tags that say where and how the pixels are stored. A writer sets them.
+_STORED = {254, 255, *range(256, 260), 262, 266, 273, *range(277, 284), 284, 296, 317, *range(320, 326)}
+_STORED |= {305, 306, 330, 338, 339, 347, 34665, 34853, 50838, 50839}
+
+
+@dataclass(frozen=True, eq=False)
+class StackFile:
+    """A stack in a file.
+
+    Attributes
+    ----------
+    path : of the file or the folder
+    axes : a letter for each dimension
+    array : it has a shape, a dtype and slices, and reads what a slice needs
+    unit : the parts that can be written by themselves: rows, columns, ... of a chunk
+    levels : the names of the arrays of a Zarr group, the coarser ones after the first
+    file : what :meth:`close` closes
+    """
+
+    path: Path
+    axes: str
+    array: Any
+    unit: tuple[int, ...]
+    levels: tuple[str, ...] = ()
+    file: Any = None
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.file is not None:
+            self.file.close()
+
+
+def is_stack(path: Path) -> bool:
+    """Whether a file or folder is a Zarr, a TIFF of several pages or a TIFF of a very large page."""
+    if os.path.isdir(path):
+        return any(os.path.isfile(path / name) for name in _DOCUMENTS)
+    if path.suffix.lower() not in TIFFS or not os.path.isfile(path):
+        return False
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            page = file.pages.first
+            values = page.imagelength * page.imagewidth * page.samplesperpixel
+            series = file.series
+            several = len(series) == 1 and math.prod(series[0].shape) > values
+            return several or page.imagelength * page.imagewidth > MOST_PIXELS
+    except Exception:  # what a damaged file raises; reading it as an image will say what is wrong
+        return False
+
+
+def open_stack(path: Path, axes: str | None = None) -> StackFile:
+    """Open a stack for reading; ``axes`` if the file does not name them, or names them wrongly.
+
+    Raises :class:`InputError` if zarr is missing, or the file is damaged or does not hold one array.
+    """
+    need_zarr(path)
+    try:
+        stack = _open_tiff(path) if path.suffix.lower() in TIFFS else _open_zarr(path)
+    except InputError:
+        raise
+    except Exception as error:  # damaged files can raise anything
+        raise InputError(f"{path} cannot be read: {str(error) or repr(error)}.") from error
+    named = axes or stack.axes
+    if len(named) != len(stack.array.shape):
+        stack.close()
+        raise InputError(
+            f"{path} has shape {tuple(stack.array.shape)} and does not say which axis is which; give a "
+            "letter for each: --axes ZYX."
+        )
+    return replace(stack, axes=named.upper())
+
+
+def need_zarr(what: object) -> None:
+    """Raise :class:`InputError` if zarr is not installed."""
+    if find_spec("zarr") is None:
+        raise InputError(f'{what} needs zarr to be read part by part; pip install "patchscore[large]".')
+
+
+def create(folder: Path, stack: StackFile) -> None:
+    """An empty result in a folder, to be filled through :func:`open_result`."""
+    if stack.path.suffix.lower() in TIFFS:
+        shape, dtype = tuple(stack.array.shape), stack.array.dtype
+        np.lib.format.open_memmap(folder / "pixels.npy", mode="w+", dtype=dtype, shape=shape).flush()
+        return
+    shutil.copytree(stack.path, folder / "pixels.zarr", ignore=_only_documents(stack))
+    root = folder / "pixels.zarr" / "zarr.json"
+    if root.exists():  # what it says of the arrays below is known from their own documents
+        document = json.loads(root.read_text())
+        document.pop("consolidated_metadata", None)
+        root.write_text(json.dumps(document))
+
+
+def open_result(folder: Path, stack: StackFile) -> Any:
+    """The array of a result, for writing slices."""
+    if stack.path.suffix.lower() in TIFFS:
+        return np.lib.format.open_memmap(folder / "pixels.npy", mode="r+")
+    import zarr
+
+    return zarr.open(folder / "pixels.zarr" / stack.levels[0], mode="r+")
+
+
+def finish(folder: Path, stack: StackFile, target: Path) -> None:
+    """Put the result in its place, whole or not at all: the folder may then be removed."""
+    if stack.path.suffix.lower() in TIFFS:
+        _write_tiff(open_result(folder, stack), stack.path, target)
+        return
+    _fill_coarser(folder / "pixels.zarr", stack.levels)
+    if target.exists():
+        target.rename(folder / "replaced")
+    (folder / "pixels.zarr").rename(target)
+
+
+def parts(shape: Sequence[int], block: Sequence[int]) -> Iterator[tuple[slice, ...]]:
+    """The blocks of an array, in order."""
+    for index in product(*(range(0, size, side) for size, side in zip(shape, block, strict=True))):
+        yield tuple(
+            slice(start, min(start + side, size))
+            for start, side, size in zip(index, block, shape, strict=True)
+        )
+
+
+def _open_zarr(path: Path) -> StackFile:
+    import zarr
+
+    if not path.name.endswith(ZARR) and not is_stack(path):
+        raise InputError(f"there is no Zarr in {path}.")
+    node = zarr.open(path, mode="r")
+    levels, axes = ("",), ""
+    if isinstance(node, zarr.Group):
+        described = dict(node.attrs.get("ome", node.attrs)).get("multiscales")
+        if not described:
+            arrays = sorted(node.array_keys())
+            raise InputError(
+                f"{path} is a Zarr group without the description of one image (multiscales); give one "
+                f"of its arrays: {', '.join(str(path / name) for name in arrays) or 'it holds none'}."
+            )
+        levels = tuple(level["path"] for level in described[0]["datasets"])
+        names = described[0].get("axes", list("tczyx"))
+        axes = "".join(name["name"] if isinstance(name, dict) else name for name in names)
+        node = node[levels[0]]
+    else:
+        named = getattr(node.metadata, "dimension_names", None) or node.attrs.get("_ARRAY_DIMENSIONS")
+        axes = "".join(str(name) for name in named) if named else "yx" * (node.ndim == 2)
+    unit = getattr(node, "shards", None) or node.chunks
+    return StackFile(path, axes, node, tuple(unit), levels)
+
+
+def _only_documents(stack: StackFile) -> Any:
+    """For :func:`shutil.copytree`: the documents of the group and of its arrays, not the pixels."""
+    arrays = [stack.path / level for level in stack.levels]
+    inside = {stack.path, *arrays, *(parent for array in arrays for parent in array.parents)}
+
+    def ignored(folder: str, names: list[str]) -> list[str]:
+        here = Path(folder)
+        if here == stack.path / "OME":
+            return []
+        kept = [name for name in names if name in _DOCUMENTS or here / name in inside or name == "OME"]
+        return [name for name in names if name not in kept]
+
+    return ignored
+
+
+def _fill_coarser(group: Path, levels: Sequence[str]) -> None:
+    """The coarser levels of a pyramid: means over blocks of the level before."""
+    import zarr
+
+    for finer, coarser in pairwise(levels):
+        fine, coarse = zarr.open(group / finer, mode="r"), zarr.open(group / coarser, mode="r+")
+        factors = [max(1, round(a / b)) for a, b in zip(fine.shape, coarse.shape, strict=True)]
+        for part in parts(coarse.shape, getattr(coarse, "shards", None) or coarse.chunks):
+            inside = [slice(s.start * f, s.stop * f) for s, f in zip(part, factors, strict=True)]
+            values = fine[tuple(inside)]
+            for axis, (where, factor) in enumerate(zip(part, factors, strict=True)):
+                rest = (where.stop - where.start) * factor - values.shape[axis]
+                pads = [(0, rest if axis == number else 0) for number in range(values.ndim)]
+                values = np.pad(values, pads, mode="edge").astype(np.float64)
+                shape = (*values.shape[:axis], -1, factor, *values.shape[axis + 1 :])
+                values = values.reshape(shape).mean(axis + 1)
+            coarse[part] = np.rint(values) if coarse.dtype.kind in "iu" else values
+
+
+def _open_tiff(path: Path) -> StackFile:
+    import tifffile
+    import zarr
+
+    file = tifffile.TiffFile(path)
+    if len(file.series) > 1:
+        file.close()
+        raise InputError(
+            f"{path} holds {len(file.series)} images or stacks of different shapes; save one of them "
+            "separately."
+        )
+    series = file.series[0]
+    array = zarr.open(series.aszarr(level=0), mode="r")
+    return StackFile(path, series.axes, array, tuple(array.chunks), file=file)
+
+
+def _write_tiff(pixels: np.ndarray, source: Path, target: Path) -> None:
+    """Page by page, each with the tags of the same page of the source, stored in the same way."""
+    import tifffile
+
+    with tifffile.TiffFile(source) as file, replacing(target) as beside:
+        series = file.series[0]
+        first = series.keyframe
+        pages = pixels.reshape(-1, *first.shape)
+        large = file.is_bigtiff or pixels.nbytes > 2**32 - 2**25
+        with tifffile.TiffWriter(beside, bigtiff=large, byteorder=file.byteorder) as writer:
+            for number, values in enumerate(pages):
+                page = series.pages[number] if number < len(series.pages) else None
+                tags = page.aspage().tags if page is not None else {}
+                writer.write(
+                    values,
+                    photometric=first.photometric,
+                    planarconfig=first.planarconfig if first.samplesperpixel > 1 else None,
+                    extrasamples=first.extrasamples or None,
+                    compression=_compression(first),
+                    tile=first.tile if first.is_tiled else None,
+                    rowsperstrip=None if first.is_tiled else first.rowsperstrip,
+                    resolution=first.resolution,
+                    resolutionunit=first.resolutionunit,
+                    colormap=first.colormap,
+                    metadata=None,
+                    software=tags.valueof(305) or False if tags else False,
+                    datetime=tags.valueof(306) if tags else None,
+                    extratags=[*_kept(tags), *_imagej(tags, file.byteorder)],
+                )
+
+
+def _kept(tags: Any) -> list[tuple[int, int, int, Any, bool]]:
+    """The tags of a page that do not say how its pixels are stored."""
+    return [(t.code, int(t.dtype), t.count, t.value, True) for t in tags if t.code not in _STORED]
+
+
+def _imagej(tags: Any, byteorder: str) -> list[tuple[int, Any, int, Any, bool]]:
+    """The labels, lookup tables and notes of ImageJ, which lie in tags of their own."""
+    import tifffile
+
+    values = tags.get(50839) if tags else None
+    return tifffile.imagej_metadata_tag(values.value, byteorder) if values is not None else []
+
+
+def _compression(page: Any) -> Any:
+    """That of the source; none if it loses digits or cannot be written here."""
+    import tifffile
+
+    lossless = {"ADOBE_DEFLATE", "DEFLATE"}
+    if find_spec("imagecodecs") is not None:
+        lossless |= {"LZW", "ZSTD", "LZMA", "PACKBITS"}
+    name = tifffile.COMPRESSION(page.compression).name
+    return name if name in lossless else None
