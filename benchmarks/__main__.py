@@ -15,6 +15,7 @@ STUDIES = {
     "quality": "PSNR and SSIM of denoisers on sets of photographs",
     "speed": "seconds beside other methods on the same cores, and the peak of memory",
     "throughput": "shares of the machine's rate, growth with the image, the start of a process",
+    "large": "an image larger than memory: rate, memory, and workers that are killed",
     "gpu": "how fast on a GPU, beside the rate of its matrix products",
     "robustness": "what methods lose when content, scanner, gain, geometry or noise change",
     "adaptation": "what is gained by learning from the noisy image itself",

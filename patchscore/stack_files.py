@@ -154,8 +154,8 @@ def _open_zarr(path: Path) -> StackFile:
 
     if not path.name.endswith(ZARR) and not is_stack(path):
         raise InputError(f"there is no Zarr in {path}.")
-    node = zarr.open(path, mode="r")
-    levels, axes = ("",), ""
+    node: Any = zarr.open(path, mode="r")
+    levels: tuple[str, ...] = ("",)
     if isinstance(node, zarr.Group):
         described = dict(node.attrs.get("ome", node.attrs)).get("multiscales")
         if not described:
@@ -195,7 +195,8 @@ def _fill_coarser(group: Path, levels: Sequence[str]) -> None:
     import zarr
 
     for finer, coarser in pairwise(levels):
-        fine, coarse = zarr.open(group / finer, mode="r"), zarr.open(group / coarser, mode="r+")
+        fine: Any = zarr.open(group / finer, mode="r")
+        coarse: Any = zarr.open(group / coarser, mode="r+")
         factors = [max(1, round(a / b)) for a, b in zip(fine.shape, coarse.shape, strict=True)]
         for part in parts(coarse.shape, getattr(coarse, "shards", None) or coarse.chunks):
             inside = [slice(s.start * f, s.stop * f) for s, f in zip(part, factors, strict=True)]
@@ -221,7 +222,7 @@ def _open_tiff(path: Path) -> StackFile:
             "separately."
         )
     series = file.series[0]
-    array = zarr.open(series.aszarr(level=0), mode="r")
+    array: Any = zarr.open(series.aszarr(level=0), mode="r")
     return StackFile(path, series.axes, array, tuple(array.chunks), file=file)
 
 
@@ -237,7 +238,7 @@ def _write_tiff(pixels: np.ndarray, source: Path, target: Path) -> None:
         with tifffile.TiffWriter(beside, bigtiff=large, byteorder=file.byteorder) as writer:
             for number, values in enumerate(pages):
                 page = series.pages[number] if number < len(series.pages) else None
-                tags = page.aspage().tags if page is not None else {}
+                tags = page.aspage().tags if page is not None else tifffile.TiffTags()
                 writer.write(
                     values,
                     photometric=first.photometric,
@@ -250,8 +251,8 @@ def _write_tiff(pixels: np.ndarray, source: Path, target: Path) -> None:
                     resolutionunit=first.resolutionunit,
                     colormap=first.colormap,
                     metadata=None,
-                    software=tags.valueof(305) or False if tags else False,
-                    datetime=tags.valueof(306) if tags else None,
+                    software=tags.valueof(305) or False,
+                    datetime=tags.valueof(306),
                     extratags=[*_kept(tags), *_imagej(tags, file.byteorder)],
                 )
 
@@ -261,11 +262,11 @@ def _kept(tags: Any) -> list[tuple[int, int, int, Any, bool]]:
     return [(t.code, int(t.dtype), t.count, t.value, True) for t in tags if t.code not in _STORED]
 
 
-def _imagej(tags: Any, byteorder: str) -> list[tuple[int, Any, int, Any, bool]]:
+def _imagej(tags: Any, byteorder: Any) -> Sequence[tuple[int, Any, int, Any, bool]]:
     """The labels, lookup tables and notes of ImageJ, which lie in tags of their own."""
     import tifffile
 
-    values = tags.get(50839) if tags else None
+    values = tags.get(50839)
     return tifffile.imagej_metadata_tag(values.value, byteorder) if values is not None else []
 
 
