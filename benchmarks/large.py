@@ -159,7 +159,7 @@ def in_memory(path: Path, prior: str) -> float:
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    image = np.asarray(zarr.open_array(path, mode="r")[:2048, :2048])  # type: ignore[index]
+    image = np.asarray(zarr.open_array(path, mode="r")[:2048, :2048])
     loaded = ps.load_prior(prior, "cpu")
     ps.denoise(image[:256, :256], SIGMA, prior=loaded)
     time.sleep(PAUSE)
@@ -227,11 +227,9 @@ def cluster() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    dask = partial(subprocess.Popen, env={**os.environ, **ENVIRONMENT}, stderr=subprocess.DEVNULL)
-    python = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--no-dashboard"]
-    scheduler = dask([*python, "--host", address])
-    python = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-dashboard"]
-    worker = dask([*python, "--nworkers", "2", "--nthreads", "1", "--death-timeout", "60"])
+    scheduler = python("dask_scheduler", "--no-dashboard", "--host", address)
+    told = ("--no-dashboard", "--nworkers", "2", "--nthreads", "1", "--death-timeout", "60")
+    worker = python("dask_worker", address, *told)
     try:
         yield address, scheduler
     finally:
@@ -240,6 +238,12 @@ def cluster() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
                 os.kill(pid, signal.SIGKILL)
         worker.wait()
         scheduler.wait()
+
+
+def python(program: str, *options: str) -> subprocess.Popen[bytes]:
+    """A program of dask, started."""
+    command = [sys.executable, "-m", f"distributed.cli.{program}", *options]
+    return subprocess.Popen(command, env={**os.environ, **ENVIRONMENT}, stderr=subprocess.DEVNULL)
 
 
 def family(pid: int) -> list[int]:

@@ -153,8 +153,9 @@ def _denoised_stack(job: Job, options: argparse.Namespace) -> None:
             f"{job.source} is a stack, and --adapt and --std are for single images; adapt a prior to "
             "some of its planes first (patchscore adapt), and give it as --prior."
         )
+    prior = None if options.prior == AUTO else options.prior
     level = denoise_stack_file(
-        job.source, job.target, options.sigma, prior=None if options.prior == AUTO else options.prior, axes=options.axes,
+        job.source, job.target, options.sigma, prior=prior, axes=options.axes,
         orientations=options.orientations, device=options.device, workers=options.workers,
         scheduler=options.scheduler, force=options.force,
     )  # fmt: skip

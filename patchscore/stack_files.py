@@ -157,7 +157,8 @@ def _open_zarr(path: Path) -> StackFile:
     node: Any = zarr.open(path, mode="r")
     levels: tuple[str, ...] = ("",)
     if isinstance(node, zarr.Group):
-        described = dict(node.attrs.get("ome", node.attrs)).get("multiscales")
+        attributes: dict[str, Any] = dict(node.attrs)
+        described = attributes.get("ome", attributes).get("multiscales")
         if not described:
             arrays = sorted(node.array_keys())
             raise InputError(
