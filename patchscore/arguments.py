@@ -72,6 +72,9 @@ def command_parser() -> Parser:
     _add_force(demo)
     _add_common(demo)
 
+    priors = commands.add_parser("priors", help="the bundled priors, with their speed on this machine")
+    priors.add_argument("--json", action="store_true", help="as JSON")
+
     info = commands.add_parser("info", help="what a prior is and how it was trained")
     info.add_argument("prior", metavar="PRIOR", help="the name of a bundled prior, or a file")
     return parser
@@ -90,15 +93,16 @@ def _add_denoise(commands: Subcommands) -> None:
     add("--sigma", type=float, help="noise level in the unit of the file (default: estimated)")
     add("--adapt", action="store_true", help="let the prior learn from each image, for up to a minute")
     add("--std", metavar="OUT", type=Path, help="file or folder for the posterior standard deviation")
-    stack = clean.add_argument_group("stacks and volumes, TIFF of several pages or Zarr")
-    add_stack = stack.add_argument
-    add_stack("--axes", help="a letter for each dimension, such as TCZYX (default: as the file says)")
-    add_stack("--orientations", type=int, default=1, choices=(1, 3), help="3 for isotropic volumes")
-    add_stack("--workers", type=int, default=1, help="processes (default: %(default)s)")
-    add_stack("--scheduler", metavar="ADDRESS", help="of a dask cluster, such as tcp://host:8786")
     add("--samples", type=int, help="posterior samples for the standard deviation (default: 16)")
+    add("--preview", metavar="FILE.png", type=Path, help="a picture: noisy, clean, what was removed")
     _add_keep(clean)
     _add_common(clean, "prior", "seed", default_prior=AUTO)
+    stack = clean.add_argument_group("stacks and volumes, TIFF of several pages or Zarr")
+    add = stack.add_argument
+    add("--axes", help="a letter for each dimension, such as TCZYX (default: as the file says)")
+    add("--orientations", type=int, default=1, choices=(1, 3), help="3 for isotropic volumes")
+    add("--workers", type=int, default=1, help="processes (default: %(default)s)")
+    add("--scheduler", metavar="ADDRESS", help="of a dask cluster, such as tcp://host:8786")
 
 
 def _add_restore(commands: Subcommands) -> None:
@@ -146,3 +150,6 @@ def _add_keep(parser: argparse.ArgumentParser) -> None:
         "--skip-existing", action="store_true", help="leave files that are there as they are"
     )
     _add_force(keep)
+    told = parser.add_mutually_exclusive_group()
+    told.add_argument("--json", action="store_true", help="a line of JSON for each image")
+    told.add_argument("--quiet", action="store_true", help="only warnings and errors")

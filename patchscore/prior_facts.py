@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+
+import torch
 
 from patchscore.adaptation.surprise import KEY as SURPRISE_KEY
 from patchscore.priors.prior import PatchPrior
+from patchscore.priors.zoo import load_prior
+
+SIDE = 256  # of the image that the speed is measured on
 
 
 def prior_facts(prior: PatchPrior, name: str) -> Iterator[tuple[str, str]]:
@@ -37,3 +43,25 @@ def prior_facts(prior: PatchPrior, name: str) -> Iterator[tuple[str, str]]:
         yield "adapted", f"{entry['date']}: to {entry['images']} noisy image(s), {gain}"
     known = SURPRISE_KEY in card
     yield "surprise", "can be computed" if known else "not available (see patchscore.expect)"
+
+
+def prior_row(name: str) -> dict[str, str]:
+    """A bundled prior in a line of a table; its speed is measured here, on the CPU."""
+    prior = load_prior(name, "cpu")
+    facts = dict(prior_facts(prior, name))
+    rows, columns = prior.network.patch_shape
+    y = torch.zeros(1, prior.network.channels, SIDE, SIDE)
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(3):
+            start = time.perf_counter()
+            prior.denoise(y, 1.0)
+            seconds.append(time.perf_counter() - start)
+    return {
+        "name": name,
+        "channels": str(prior.network.channels),
+        "noise levels": facts.get("noise levels", "not known"),
+        "sees": f"{rows} x {columns} pixels",
+        "speed": f"{SIDE**2 / min(seconds) / 1e6:.2g} megapixels/s",
+        "terms": facts.get("terms", "not known").partition(";")[0],
+    }

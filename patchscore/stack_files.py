@@ -53,6 +53,13 @@ class StackFile:
     levels: tuple[str, ...] = ()
     file: Any = None
 
+    def middle(self) -> np.ndarray:
+        """The plane in the middle: (H, W), or (H, W, C) for an axis S."""
+        kept = [self.axes.index(letter) for letter in "YXS" if letter in self.axes]
+        where = [slice(None) if n in kept else size // 2 for n, size in enumerate(self.array.shape)]
+        plane = np.asarray(self.array[tuple(where)])
+        return plane.transpose(np.argsort(np.argsort(kept)))
+
     def close(self) -> None:
         """Close the file."""
         if self.file is not None:

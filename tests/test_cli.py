@@ -1,5 +1,6 @@
 """The command line, as a user meets it."""
 
+import json
 import os
 import re
 import signal
@@ -541,7 +542,7 @@ def test_missing_pixels_are_filled_in_and_the_noise_of_the_others_is_estimated(
     told = capfd.readouterr()
     assert "small.npy 32 x 80; expected the same size" in told.err
     assert "1 of 2 images could not be restored" in told.err
-    level = re.search(r"a.npy: estimated noise level ([\d.]+)", told.out)
+    level = re.search(r"a.npy: noise ([\d.]+) \(estimated\)", told.out)
     assert level is not None
     assert 5 < float(level[1]) < 8
     filled = np.load(tmp_path / "out" / "a.npy")
@@ -597,3 +598,107 @@ def test_bad_descriptions_of_damage_are_told_and_leave_nothing(
     assert main(command.split()) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.png").exists()
+
+
+# What is told
+
+
+@pytest.fixture
+def folder(noisy: np.ndarray, tmp_path: Path) -> Path:
+    (tmp_path / "in").mkdir()
+    for name in ("a.npy", "b.npy"):
+        np.save(tmp_path / "in" / name, noisy[:40, :40].astype(np.float32))
+    return tmp_path
+
+
+def test_a_line_is_told_of_each_file(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    command = f"denoise {folder}/in {folder}/out --sigma 20 --prior natural-gray-fast".split()
+    assert main(command) == 0
+    lines = capfd.readouterr().out.splitlines()
+    for name, line in zip(("a.npy", "b.npy"), lines, strict=True):
+        told = re.fullmatch(rf"{name}: noise 20, white \(given\); ([\d.]+) s; (.*)", line)
+        assert told is not None
+        assert Path(told[2]) == folder / "out" / name
+        assert 0 < float(told[1]) < 600
+
+
+def test_json_is_for_programs_and_quiet_for_scripts(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = f"denoise {folder}/in {folder}/out --sigma 20 --prior natural-gray-fast --force".split()
+    assert main([*command, "--json"]) == 0
+    rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [Path(row["input"]).name for row in rows] == ["a.npy", "b.npy"]
+    assert [Path(row["output"]) for row in rows] == [
+        folder / "out" / name for name in ("a.npy", "b.npy")
+    ]
+    assert {(row["noise"], row["estimated"], row["std"]) for row in rows} == {("20, white", False, None)}
+    assert main([*command, "--quiet"]) == 0
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(SystemExit):
+        main([*command, "--quiet", "--json"])
+
+
+@pytest.mark.filterwarnings("default")
+def test_warnings_come_with_the_name_of_each_file(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also one that another file has had."""
+    command = f"denoise {folder}/in {folder}/out --sigma 2000 --prior natural-gray-fast --quiet"
+    assert main(command.split()) == 0
+    warned = re.findall(r"warning: (\w+.npy): sigma is 2e\+03, but", capfd.readouterr().err)
+    assert warned == ["a.npy", "b.npy"]
+
+
+def test_a_preview_shows_noisy_clean_and_removed(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = f"denoise {folder}/in/a.npy {folder}/a.npy --sigma 20 --prior natural-gray-fast".split()
+    assert main([*command, "--preview", f"{folder}/seen.png"]) == 0
+    with Image.open(folder / "seen.png") as image:
+        assert image.width > 2 * image.height
+    assert main([*command, "--force", "--preview", f"{folder}/seen.xyz"]) == 2
+    assert "is not a picture" in capfd.readouterr().err
+    command[1] = f"{folder}/in"
+    assert main([*command, "--preview", f"{folder}/more.png"]) == 2
+    assert "for one image" in capfd.readouterr().err
+
+
+def test_the_bundled_priors_are_listed(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["priors"]) == 0
+    title, *lines = capfd.readouterr().out.splitlines()
+    assert title.split()[:2] == ["name", "channels"]
+    assert [line.split()[0] for line in lines] == ps.bundled_priors()
+    assert main(["priors", "--json"]) == 0
+    table = {row["name"]: row for row in json.loads(capfd.readouterr().out)}
+    assert table["natural-color"]["channels"] == "3"
+    for name, row in table.items():
+        rows, columns = ps.load_prior(name, "cpu").network.patch_shape
+        assert row["sees"] == f"{rows} x {columns} pixels"
+        assert re.fullmatch(r"[\d.e+-]+ megapixels/s", row["speed"])
+
+
+def test_training_leaves_out_what_it_cannot_use(
+    noisy: np.ndarray, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "0.png").write_text("not an image")
+    for name, image in (("a", noisy), ("b", noisy[:9]), ("c", np.dstack([noisy] * 3)), ("d", noisy)):
+        Image.fromarray(image).save(tmp_path / "images" / f"{name}.png")
+    output = tmp_path / "p.safetensors"
+    assert main(f"train {tmp_path}/images -o {output} --steps 1 --width 8 --crop 16".split()) == 0
+    told = capfd.readouterr()
+    assert re.findall(r"warning: left out: \S*/images/(\w+)\.png", told.err) == ["0", "b", "c"]
+    assert told.out.startswith("2 images;")
+
+
+def test_the_shell_completes_words(tmp_path: Path) -> None:
+    pytest.importorskip("argcomplete")
+    found = tmp_path / "words"
+    line = "patchscore denoise a.png b.png --prev"
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(patchscore.__file__).parents[1]), "_ARGCOMPLETE": "1",
+        "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_STDOUT_FILENAME": str(found),
+    }  # fmt: skip
+    subprocess.run([sys.executable, "-m", "patchscore"], env=environment, check=False)
+    assert found.read_text().strip() == "--preview"

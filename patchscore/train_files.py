@@ -1,0 +1,116 @@
+"""A folder of clean images in, a prior in a file out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchscore.checks import noise_level_range
+from patchscore.errors import InputError
+from patchscore.files import image_files, read_image
+from patchscore.images import training_images
+from patchscore.learning.fit import fit
+from patchscore.memory import check_memory, enough_memory
+from patchscore.priors.energy import ConvEnergy, PatchEnergy
+from patchscore.priors.prior import PatchPrior
+from patchscore.priors.zoo import find_device
+from patchscore.terminal import tell
+
+# The default noise levels of `train`, as fractions of the range of the images: 3 to 60 for 8-bit ones.
+LOWEST_FRACTION, HIGHEST_FRACTION = 3 / 255, 60 / 255
+# Its schedule is that of the bundled priors.
+BATCH, LEARNING_RATE, WARMUP = 4, 8e-3, 100
+# Bytes that a training takes for each byte of its weights.
+TRAINING = 30
+
+
+def train_on_files(options: argparse.Namespace, generator: torch.Generator) -> None:
+    """Train a prior on the images of a folder as the command line says, and write it.
+
+    An image that cannot be used is left out, and told.
+
+    Raises :class:`InputError` if none can be used, or as :func:`patchscore.fit`.
+    """
+    if options.steps is None and options.minutes is None:
+        options.minutes = 10.0
+    device = find_device(options.device)
+    if options.sigmas is not None:
+        noise_level_range(options.sigmas)
+    images = usable_images(options.folder, options.crop)
+    torch.manual_seed(options.seed)
+    prior = PatchPrior(_network(options, len(images[0])).to(device))
+    if options.sigmas is None:
+        low, high = np.quantile(
+            np.concatenate([image.flatten()[::97] for image in images]), [0.001, 0.999]
+        )
+        options.sigmas = LOWEST_FRACTION * (high - low), HIGHEST_FRACTION * (high - low)
+    tell(
+        f"{len(images)} images; noise levels {options.sigmas[0]:.4g} to {options.sigmas[1]:.4g} in the "
+        "unit of the files"
+    )
+    checkpoint = options.output.with_name(f"{options.output.name}.checkpoint")
+    try:
+        history = fit(
+            prior,
+            images,
+            sigmas=tuple(options.sigmas),
+            crop=options.crop,
+            boundary="symmetric",
+            steps=options.steps,
+            minutes=options.minutes,
+            batch_size=BATCH,
+            learning_rate=LEARNING_RATE,
+            warmup=WARMUP,
+            optimizer="soap",
+            mixed_precision=options.mixed_precision,
+            generator=generator,
+            checkpoint=checkpoint,
+        )
+    except KeyboardInterrupt:
+        if checkpoint.exists():
+            tell(f"{checkpoint}: to go on, give the same command again.", sys.stderr)
+        raise
+    prior.save(options.output)
+    checkpoint.unlink()
+    tell(f"{options.output}: {len(history.loss)} steps in {history.seconds / 60:.1f} minutes")
+
+
+def usable_images(folder: Path, smallest: int) -> list[Tensor]:
+    """The images of a folder with as many channels as the first: (C, H, W); others are told.
+
+    Raises :class:`InputError` if there is none.
+    """
+    images: list[Tensor] = []
+    paths = image_files(folder)
+    for path in paths:
+        try:
+            pixels = read_image(path).pixels
+            channels = len(images[0]) if images else (*pixels.shape, 1)[2]
+            try:
+                images += training_images([pixels], channels=channels, smallest=smallest)
+            except InputError as error:
+                raise InputError(str(error).replace("image 0", str(path), 1)) from error
+        except InputError as error:
+            if path == paths[-1] and not images:
+                raise
+            tell(f"warning: left out: {error}", sys.stderr)
+    return images
+
+
+def _network(options: argparse.Namespace, channels: int) -> ConvEnergy:
+    """The network to train; an error before it is built if there is too little memory for it."""
+
+    def build() -> ConvEnergy:
+        if options.patch_size is None:
+            return ConvEnergy((5, 3, 3), (1, 2, 3), channels, options.width)
+        return PatchEnergy(options.patch_size, channels, options.width)
+
+    what = f"a training with --width {options.width}"
+    with enough_memory(what), torch.device("meta"):
+        check_memory(TRAINING * sum(p.nbytes for p in build().parameters()), what)
+    return build()
