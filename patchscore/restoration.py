@@ -39,7 +39,7 @@ from patchscore.memory import check_memory
 from patchscore.priors.prior import PatchPrior
 from patchscore.priors.wrappers import Channelwise, ComplexPrior
 from patchscore.priors.zoo import find_device, load_prior
-from patchscore.protocols import Score
+from patchscore.protocols import Score, check_score
 from patchscore.randomness import seeded
 
 Estimate = Literal["auto", "splitting", "map", "mean"]
@@ -184,6 +184,8 @@ def restore(
     """
     check_choice(("auto", "splitting", "map", "mean"), estimate=estimate)
     check_counts(samples=samples)
+    if not (isinstance(device, str) and device == "auto"):
+        device = find_device(device)
     if estimate == "auto":
         estimate = "mean" if return_std else "splitting"
     if return_std and estimate != "mean":
@@ -206,6 +208,11 @@ def restore(
         _check_room(layout.given, like.device, CHECKED, "a measurement")
         likelihood = layout.likelihood(operator, noise_std, like)
     like = likelihood.back_projection
+    if like.ndim != 4 or not like.numel():
+        raise InputError(
+            f"A_adjoint of y has shape {tuple(like.shape)}; expected images, (B, C, H, W): a gray image "
+            "is (H, W) as an array and (1, 1, H, W) as a tensor."
+        )
     _check_room(like, like.device, COPIES, "an image")
     model = _prior(prior, like, device)
     if positive and like.is_complex():
@@ -252,21 +259,33 @@ class _Layout(NamedTuple):
     def of(cls, y: Any, operator: Any, channel_axis: int | None) -> _Layout:
         if isinstance(y, Tensor):
             return cls(y)
-        array = np.asarray(y)
+        try:
+            array = np.asarray(y)
+        except ValueError:  # ragged lists
+            array = np.asarray(None)
         if array.dtype.kind not in "uifc" or np.ma.is_masked(y):
             raise InputError(
                 f"y is a {type(y).__name__} of {array.dtype}; expected an array of real or complex "
                 "numbers. For missing values, use patchscore.Mask or an infinite noise_std there."
             )
-        given = torch.from_numpy(np.array(array, array.dtype.newbyteorder("="), order="C"))
+        is_axis = isinstance(channel_axis, int | np.integer) and not isinstance(channel_axis, bool)
+        if channel_axis is not None and not (is_axis and array.ndim == 3 and -3 <= channel_axis < 3):
+            raise InputError(
+                f"y has shape {array.shape} and channel_axis is {channel_axis!r}; expected three "
+                "dimensions and one of them, -3 to 2."
+            )
+        widest = np.dtype(np.complex128 if array.dtype.kind == "c" else np.float64)
+        dtype = array.dtype.newbyteorder("=") if array.itemsize <= widest.itemsize else widest
+        given = torch.from_numpy(np.array(array, dtype, order="C"))
         return cls(given, True, channel_axis, getattr(as_operator(operator), "y_shape", None))
 
     def likelihood(self, operator: Any, noise_std: Any, like: Tensor) -> GaussianLikelihood:
         """That of the measurement; its tensors are like this one."""
-        if isinstance(noise_std, np.ndarray | Tensor) and np.ndim(noise_std):
-            levels = torch.as_tensor(noise_std)
-            noise_std = self.measurement(levels) if levels.shape == self.given.shape else levels
-            noise_std = noise_std.to(like)
+        if isinstance(noise_std, np.ndarray) and noise_std.dtype.kind in "uif":
+            noise_std = torch.from_numpy(np.array(noise_std, np.float64, order="C"))
+        if isinstance(noise_std, Tensor) and noise_std.ndim and not noise_std.is_complex():
+            one_for_each = noise_std.shape == self.given.shape
+            noise_std = (self.measurement(noise_std) if one_for_each else noise_std).to(like)
         dtype = like.dtype.to_complex() if self.given.is_complex() else like.dtype
         return GaussianLikelihood(
             self.measurement(self.given).to(like.device, dtype), operator, noise_std
@@ -324,6 +343,7 @@ def _prior(prior: str | Path | Score, like: Tensor, device: str | torch.device) 
     elif isinstance(prior, PatchPrior) and device != "auto":
         prior = copy.deepcopy(prior).to(find_device(device))
     if not isinstance(prior, PatchPrior):
+        check_score(prior, "the prior")
         return prior
     if prior.network.channels not in (1, channels):
         raise InputError(

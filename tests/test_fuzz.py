@@ -383,7 +383,7 @@ def calls(fast: ps.PatchPrior) -> dict[str, tuple[Callable[..., Any], dict[str, 
         "restore": (
             ps.restore,
             {
-                "y": x,
+                "y": image[:8, :8],
                 "operator": ps.Identity(),
                 "noise_std": 0.1,
                 "prior": fast,

@@ -257,6 +257,15 @@ def test_data_that_contradict_each_other_are_told(truth) -> None:
         ({"samples": 0}, "samples is 0"),
         ({"y": np.ma.masked_less(np.arange(9.0).reshape(3, 3), 4)}, "MaskedArray"),
         ({"y": np.array([["a"]])}, "array of real or complex numbers"),
+        ({"y": [[1.0], 2.0]}, "y is a list of object"),
+        ({"y": 0.5}, r"A_adjoint of y has shape \(1,\); expected images"),
+        ({"y": torch.ones(3)}, r"A_adjoint of y has shape \(3,\); expected images"),
+        ({"y": torch.ones(0, 1, 8, 8)}, r"shape \(0, 1, 8, 8\); expected images"),
+        ({"y": np.ones((4, 4)), "channel_axis": "a"}, "channel_axis is 'a'"),
+        ({"noise_std": np.array([None])}, "noise_std is of type ndarray"),
+        ({"noise_std": torch.ones(1, dtype=torch.complex64)}, "noise_std is of type Tensor"),
+        ({"prior": 3.0}, r"the prior is float; expected something with score\(x, sigma\)"),
+        ({"device": np.ones(3)}, "the device array"),
     ],
 )
 def test_what_does_not_fit_is_refused(settings: dict, words: str, truth) -> None:
