@@ -18,9 +18,8 @@ import copy
 import math
 import warnings
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast, overload
+from typing import Any, Literal, cast, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +31,7 @@ from patchscore.inference.posterior import Posterior
 from patchscore.inference.schedules import closest_constant, levels_of_data
 from patchscore.inference.splitting import half_quadratic_splitting
 from patchscore.linear_algebra import dimension, tweedie
-from patchscore.measurements.adapters import as_operator
+from patchscore.measurements.layout import Layout
 from patchscore.measurements.likelihoods import GaussianLikelihood
 from patchscore.measurements.poisson import PoissonLikelihood
 from patchscore.memory import check_memory
@@ -53,7 +52,6 @@ DATA_TOLERANCE = 0.1
 # Of the mode: the level of the prior, in units of the contrast, and its strength.
 MAP_LEVEL, MAP_STRENGTH = 0.1, 0.35
 BURN_IN = 0.25
-SINGLE = torch.float16, torch.bfloat16, torch.float32, torch.complex64
 # Copies in memory at once: of y while its operator is checked in float64, and of the image after that.
 CHECKED, COPIES = 40, 20
 # A larger misfit, in units of the noise, is reported.
@@ -196,14 +194,14 @@ def restore(
         if operator is not None or noise_std is not None:
             raise InputError("a likelihood has its operator and its noise; leave out the others.")
         likelihood: Measurement = y
-        layout = _Layout(y.y)
+        layout = Layout(y.y)
     elif operator is None or noise_std is None:
         raise InputError(
             "operator or noise_std is missing; expected restore(y, operator, noise_std), or a "
             "likelihood alone."
         )
     else:
-        layout = _Layout.of(y, operator, channel_axis)
+        layout = Layout.of(y, operator, channel_axis)
         like = _like(prior, layout.given, device)
         _check_room(layout.given, like.device, CHECKED, "a measurement")
         likelihood = layout.likelihood(operator, noise_std, like)
@@ -237,85 +235,6 @@ def restore(
         )
     mean = layout.result(chain.mean)
     return (mean, layout.result(chain.std)) if return_std else mean
-
-
-class _Layout(NamedTuple):
-    """How a measurement lies in a tensor (B, ...), and an image (B, C, H, W) in what goes out.
-
-    Attributes
-    ----------
-    given : the measurement as it came
-    is_array : whether it came as an array, without a batch
-    channel_axis : of that array
-    shape : of one measurement, if the operator says so
-    """
-
-    given: Tensor
-    is_array: bool = False
-    channel_axis: int | None = None
-    shape: tuple[int, ...] | None = None
-
-    @classmethod
-    def of(cls, y: Any, operator: Any, channel_axis: int | None) -> _Layout:
-        if isinstance(y, Tensor):
-            return cls(y)
-        try:
-            array = np.asarray(y)
-        except ValueError:  # ragged lists
-            array = np.asarray(None)
-        if array.dtype.kind not in "uifc" or np.ma.is_masked(y):
-            raise InputError(
-                f"y is a {type(y).__name__} of {array.dtype}; expected an array of real or complex "
-                "numbers. For missing values, use patchscore.Mask or an infinite noise_std there."
-            )
-        is_axis = isinstance(channel_axis, int | np.integer) and not isinstance(channel_axis, bool)
-        if channel_axis is not None and not (is_axis and array.ndim == 3 and -3 <= channel_axis < 3):
-            raise InputError(
-                f"y has shape {array.shape} and channel_axis is {channel_axis!r}; expected three "
-                "dimensions and one of them, -3 to 2."
-            )
-        widest = np.dtype(np.complex128 if array.dtype.kind == "c" else np.float64)
-        dtype = array.dtype.newbyteorder("=") if array.itemsize <= widest.itemsize else widest
-        given = torch.from_numpy(np.array(array, dtype, order="C"))
-        return cls(given, True, channel_axis, getattr(as_operator(operator), "y_shape", None))
-
-    def likelihood(self, operator: Any, noise_std: Any, like: Tensor) -> GaussianLikelihood:
-        """That of the measurement; its tensors are like this one."""
-        if isinstance(noise_std, np.ndarray) and noise_std.dtype.kind in "uif":
-            noise_std = torch.from_numpy(np.array(noise_std, np.float64, order="C"))
-        if isinstance(noise_std, Tensor) and noise_std.ndim and not noise_std.is_complex():
-            one_for_each = noise_std.shape == self.given.shape
-            noise_std = (self.measurement(noise_std) if one_for_each else noise_std).to(like)
-        dtype = like.dtype.to_complex() if self.given.is_complex() else like.dtype
-        return GaussianLikelihood(
-            self.measurement(self.given).to(like.device, dtype), operator, noise_std
-        )
-
-    def measurement(self, values: Tensor) -> Tensor:
-        """An array like the measurement as a batch of one."""
-        if self.is_array and self.shape is not None:
-            return values.reshape(1, *self.shape)
-        return self.image(values)
-
-    def image(self, values: Any) -> Tensor:
-        """An array like the image as a batch of one."""
-        tensor = torch.as_tensor(values)
-        if not self.is_array:
-            return tensor
-        if self.channel_axis is not None:
-            return tensor.movedim(self.channel_axis, 0)[None]
-        return tensor[None, None] if tensor.ndim == 2 else tensor[None]
-
-    def result(self, x: Tensor) -> Any:
-        """(B, C, H, W) as the measurement came: a tensor there, or an array."""
-        if self.given.dtype not in SINGLE:
-            x = x.to(torch.complex128 if x.is_complex() else torch.float64)
-        if not self.is_array:
-            return x.to(self.given.device)
-        values = x[0].cpu().numpy()
-        if self.channel_axis is not None:
-            return np.moveaxis(values, 0, self.channel_axis)
-        return values[0] if len(values) == 1 else values
 
 
 def _like(prior: str | Path | Score, given: Tensor, device: str | torch.device) -> Tensor:
