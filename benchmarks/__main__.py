@@ -19,6 +19,7 @@ STUDIES = {
     "gpu": "how fast on a GPU, beside the rate of its matrix products",
     "robustness": "what methods lose when content, scanner, gain, geometry or noise change",
     "adaptation": "what is gained by learning from the noisy image itself",
+    "noise": "white, photon, correlated and camera noise, told and untold, beside BM3D with oracles",
     "residuals": "what residuals tell of the noise: where the guard of adaptation has its bounds",
     "surprise": "what surprises a prior, and whether that is calibrated",
     "calibration": "whether posterior samples are as wide as the truth is far",

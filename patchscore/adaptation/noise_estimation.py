@@ -49,8 +49,13 @@ FEW_COUNTS, AS_GOOD = (
     0.01,
 )  # the tilt and the loss of evidence per pixel with which counts are believed
 COARSE = 1.35  # the level of 2 x 2 means over that of pixels, above which noise may be correlated
-FLAT = 0.2  # the quantile of the levels of blocks
-SATURATED, HOMOGENEOUS = 2.0, 1.65  # flat 8 x 8 over 4 x 4 means; median over flat 4 x 4 means
+# Of the flattest places: the quantile, and by how much their levels differ from scale to scale and from
+# place to place. Logistic regression on training photographs, clean and with white or correlated noise,
+# and on cameras: 98 % of the cameras and 88 % of the correlated noise are found, and of photographs with
+# white noise of 0, 1, 2 and 4 of 255 are taken for correlated 11, 7, 3 and 1 %.
+FLAT, NOTHING = 0.2, 1e-3
+LIKE_NOISE = np.array([-4.37, 6.27, -1.13, -1.34, -1.19])
+SATURATED, UNEQUAL = 0.34, 0.4
 FEWEST_BLOCKS = 9  # of 5 x 5 means of 8 x 8 pixels
 BLOCK, LAGS = 16, 2  # of the correlation
 # The relative errors of estimated levels, measured by the same command.
@@ -301,11 +306,13 @@ def _is_noise(pixels: np.ndarray) -> bool:
     """
     if min(pixels.shape[1:]) // 40 < math.isqrt(FEWEST_BLOCKS):
         return False
-    four, eight = (_block_levels(pixels, size) for size in (4, 8))
-    flat = np.quantile(four, FLAT)
-    return bool(
-        flat > 0 and np.quantile(eight, FLAT) < SATURATED * flat and np.median(four) < HOMOGENEOUS * flat
-    )
+    levels = [_block_levels(pixels, size) + NOTHING for size in (1, 2, 4, 8)]
+    flat = np.log([np.quantile(level, FLAT) for level in levels])
+    unequal = math.log(np.median(levels[2])) - flat[2]
+    slopes = np.diff(flat)
+    like_noise = LIKE_NOISE[0] + LIKE_NOISE[1:] @ [*slopes, unequal]
+    bounded = slopes[2] < SATURATED and unequal < UNEQUAL
+    return bool(like_noise > 0 or bounded)
 
 
 def _block_levels(pixels: np.ndarray, size: int) -> np.ndarray:
