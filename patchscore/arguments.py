@@ -84,13 +84,22 @@ def _add_denoise(commands: Subcommands) -> None:
     clean = commands.add_parser(
         "denoise",
         help="denoise an image, or every image of a folder",
-        description="Remove white Gaussian noise from an image, a stack, or every image of a folder. "
+        description="Remove noise from an image, a stack, or every image of a folder. "
         "PNG, JPEG, TIFF, NPY and Zarr; the bit depth of the file is kept.",
     )
     add = clean.add_argument
     add("input", metavar="IN", type=Path, help="an image, or a folder of images")
     add("output", metavar="OUT", type=Path, help="a file, or a folder if IN is one")
-    add("--sigma", type=float, help="noise level in the unit of the file (default: estimated)")
+    noise = clean.add_mutually_exclusive_group()
+    noise.add_argument(
+        "--sigma", type=float, help="level of white noise in the unit of the file (default: estimated)"
+    )
+    noise.add_argument(
+        "--noise",
+        metavar="FILE",
+        type=Path,
+        help="a noise of any kind, as patchscore.Noise.save writes it",
+    )
     add("--adapt", action="store_true", help="let the prior learn from each image, for up to a minute")
     add("--std", metavar="OUT", type=Path, help="file or folder for the posterior standard deviation")
     add("--samples", type=int, help="posterior samples for the standard deviation (default: 16)")

@@ -27,6 +27,7 @@ from patchscore.denoising import denoise, suitable_prior
 from patchscore.errors import InputError
 from patchscore.files import ImageFile, check_writable, read_image, write_image
 from patchscore.jobs import Job, check_new, jobs
+from patchscore.measurements.noise_model import Noise
 from patchscore.memory import enough_memory
 from patchscore.preview import check_picture, preview
 from patchscore.prior_facts import prior_facts, prior_row
@@ -82,6 +83,8 @@ def _check_prior(options: argparse.Namespace) -> None:
 def _denoise(options: argparse.Namespace) -> int:
     if options.sigma is not None:
         check_noise_level(options.sigma)
+    if options.noise is not None:
+        Noise.load(options.noise)
     if options.samples is not None and options.std is None:
         raise InputError("--samples is for the standard deviation; add --std OUT to write it.")
     _generator(options)
@@ -179,10 +182,10 @@ def _say(options: argparse.Namespace, text: object) -> None:
 
 
 def _denoised_stack(job: Job, options: argparse.Namespace) -> str:
-    if options.adapt or job.std is not None:
+    if options.adapt or options.noise is not None or job.std is not None:
         raise InputError(
-            f"{job.source} is a stack, and --adapt and --std are for single images; adapt a prior to "
-            "some of its planes first (patchscore adapt), and give it as --prior."
+            f"{job.source} is a stack, and --noise, --adapt and --std are for single images; adapt a "
+            "prior to some of its planes first (patchscore adapt), and give it as --prior."
         )
     prior = None if options.prior == AUTO else options.prior
     level = denoise_stack_file(
@@ -207,7 +210,8 @@ def _denoised(job: Job, prior: PatchPrior | None, options: argparse.Namespace) -
     if std is not None:
         check_writable(std, plain, dtype=np.float32)
     axis = None if image.pixels.ndim == 2 else -1
-    noise, noisy = noise_and_image(image.pixels, options.sigma, channel_axis=axis, name=source.name)
+    known = options.sigma if options.noise is None else Noise.load(options.noise)
+    noise, noisy = noise_and_image(image.pixels, known, channel_axis=axis, name=source.name)
     if prior is None:
         prior = load_prior(suitable_prior(noise, len(noisy.pixels)), options.device)
     if options.adapt and noisy.sigma > 0:

@@ -72,6 +72,19 @@ def test_the_noise_level_is_estimated_and_told(
     assert f"noisy.png: noise {words}" in capfd.readouterr().out
 
 
+def test_the_noise_may_come_from_a_file(noisy: np.ndarray, tmp_path: Path) -> None:
+    known = ps.Noise(sigma=5.0, gain=1.5)
+    known.save(tmp_path / "camera.json")
+    np.save(tmp_path / "noisy.npy", noisy.astype(np.float32))
+    command = f"denoise {tmp_path}/noisy.npy {tmp_path}/clean.npy --noise {tmp_path}/camera.json"
+    assert main(command.split()) == 0
+    expected = ps.denoise(noisy.astype(np.float32), known)
+    np.testing.assert_array_equal(np.load(tmp_path / "clean.npy"), expected)
+    assert main([*command.split(), "--sigma", "3"]) == 2
+    (tmp_path / "camera.json").write_text("[]")
+    assert main([*command.split(), "--force"]) == 2
+
+
 def test_a_folder_is_denoised_image_by_image(
     noisy: np.ndarray, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
