@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from patchscore.errors import InputError
-from patchscore.files import stored
+from patchscore.image_file import stored
 from patchscore.priors.prior import PatchPrior
 from patchscore.priors.zoo import load_prior
 from patchscore.stack_files import TIFFS, ZARR, StackFile, create, finish, open_result, open_stack, parts

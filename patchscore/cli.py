@@ -25,7 +25,8 @@ from patchscore.block_runs import denoise_stack_file
 from patchscore.checks import check_noise_level
 from patchscore.denoising import denoise, suitable_prior
 from patchscore.errors import InputError
-from patchscore.files import ImageFile, check_writable, read_image, write_image
+from patchscore.files import check_writable, read_image, write_image
+from patchscore.image_file import ImageFile
 from patchscore.jobs import Job, check_new, jobs
 from patchscore.measurements.noise_model import Noise
 from patchscore.memory import enough_memory

@@ -14,6 +14,7 @@ import torch
 from patchscore.checks import check_noise_level
 from patchscore.errors import InputError
 from patchscore.files import check_writable, read_image, read_mask, write_image
+from patchscore.image_file import Metadata
 from patchscore.images import numeric_array
 from patchscore.measurements.blur import Blur
 from patchscore.measurements.downsample import Downsample
@@ -160,6 +161,7 @@ def restore_file(
     alpha = image.alpha
     if alpha is not None:
         alpha = alpha.repeat(damage.factor, 0).repeat(damage.factor, 1)
-    restored = image._replace(pixels=damage.frame(restored), alpha=alpha)
+    metadata = image.metadata if damage.factor == 1 else Metadata()  # which says the size of pixels
+    restored = image._replace(pixels=damage.frame(restored), alpha=alpha, metadata=metadata)
     write_image(target, restored, dtype=image.pixels.dtype)
     return noise

@@ -21,15 +21,13 @@ import numpy as np
 
 from patchscore.errors import InputError
 from patchscore.storage import replacing
+from patchscore.tiff_files import kept_tags
 
 ZARR = ".zarr"
 TIFFS = (".tif", ".tiff")
 # Larger images of one page are read and written part by part too.
 MOST_PIXELS = 2**26
 _DOCUMENTS = ("zarr.json", ".zarray", ".zattrs", ".zgroup")
-# Tags that say where and how the pixels are stored. A writer sets them.
-_STORED = {254, 255, *range(256, 260), 262, 266, 273, *range(277, 284), 284, 296, 317, *range(320, 326)}
-_STORED |= {305, 306, 330, 338, 339, 347, 34665, 34853, 50838, 50839}
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,23 +257,8 @@ def _write_tiff(pixels: np.ndarray, source: Path, target: Path) -> None:
                     resolutionunit=first.resolutionunit,
                     colormap=first.colormap,
                     metadata=None,
-                    software=tags.valueof(305) or False,
-                    datetime=tags.valueof(306),
-                    extratags=[*_kept(tags), *_imagej(tags, file.byteorder)],
+                    **kept_tags(tags, file.byteorder),
                 )
-
-
-def _kept(tags: Any) -> list[tuple[int, int, int, Any, bool]]:
-    """The tags of a page that do not say how its pixels are stored."""
-    return [(t.code, int(t.dtype), t.count, t.value, True) for t in tags if t.code not in _STORED]
-
-
-def _imagej(tags: Any, byteorder: Any) -> Sequence[tuple[int, Any, int, Any, bool]]:
-    """The labels, lookup tables and notes of ImageJ, which lie in tags of their own."""
-    import tifffile
-
-    values = tags.get(50839)
-    return tifffile.imagej_metadata_tag(values.value, byteorder) if values is not None else []
 
 
 def _compression(page: Any) -> Any:

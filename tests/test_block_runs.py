@@ -16,7 +16,7 @@ import patchscore as ps
 from patchscore import block_runs, stack_files
 from patchscore.cli import main
 from patchscore.errors import InputError
-from patchscore.files import stored
+from patchscore.image_file import stored
 
 zarr = pytest.importorskip("zarr")
 

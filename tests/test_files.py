@@ -21,13 +21,13 @@ from PIL import Image, ImageOps
 from patchscore.errors import InputError
 from patchscore.files import (
     SUFFIXES,
-    ImageFile,
     check_writable,
     image_files,
     read_image,
     read_mask,
     write_image,
 )
+from patchscore.image_file import ImageFile
 
 INTEGERS = ["uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"]
 NUMBERS = [*INTEGERS, "float16", "float32", "float64"]
@@ -903,3 +903,93 @@ def test_folders_that_cannot_be(tmp_path):
             image_files(path)
         with refuses("there is no file"):
             read_image(path / "image.png")
+
+
+# What a file says about its image
+
+
+def described(path, pixels, orientation=1):
+    """A JPEG or PNG of a camera: its maker, the time, a place, 300 x 150 pixels per inch."""
+    exif = Image.Exif()
+    exif[271], exif[306], exif[ORIENTATION] = "maker", "2026:11:21 12:00:00", orientation
+    exif.get_ifd(34665)[33434] = 0.5  # the exposure, in seconds
+    exif.get_ifd(34853)[1] = "N"
+    Image.fromarray(pixels).save(path, exif=exif, dpi=(300, 150))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_exif_and_pixels_per_inch_are_kept(tmp_path, suffix, orientation):
+    source, target = (tmp_path / f"{name}{suffix}" for name in ("in", "out"))
+    described(source, noise((16, 24)), orientation)
+    image = read_image(source)
+    write_image(target, image, dtype=np.uint8)
+    with Image.open(target) as written:
+        exif = written.getexif()
+        assert (exif[271], exif[306], exif.get(ORIENTATION, 1)) == ("maker", "2026:11:21 12:00:00", 1)
+        assert exif.get_ifd(34665)[33434] == 0.5
+        assert exif.get_ifd(34853)[1] == "N"
+        dots = (300, 150) if orientation == 1 else (150, 300)
+        assert np.allclose([float(d) for d in written.info["dpi"]], dots, rtol=1e-3)
+    assert read_image(target).pixels.shape == ((16, 24) if orientation == 1 else (24, 16))
+
+
+def test_pixels_per_inch_go_from_format_to_format(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", noise((8, 8)), resolution=(100, 50), resolutionunit=3)
+    for last, suffix in ((".tif", ".png"), (".png", ".jpg"), (".jpg", ".tif")):
+        image = read_image(tmp_path / f"a{last}")
+        write_image(tmp_path / f"a{suffix}", image, dtype=np.uint8)
+        assert np.allclose(read_image(tmp_path / f"a{suffix}").metadata.dpi, (254, 127), rtol=5e-3)
+
+
+@pytest.mark.parametrize("kind", ["GeoTIFF", "ImageJ", "OME"])
+def test_the_tags_of_a_tiff_are_kept(tmp_path, kind):
+    source, target = tmp_path / "in.tif", tmp_path / "out.tif"
+    geo = [
+        (33550, 12, 3, (10.0, 10.0, 0.0), True), (33922, 12, 6, (0.0, 0.0, 0.0, 4e5, 5e6, 0.0), True),
+        (34735, 3, 4, (1, 1, 0, 0), True), (34737, 2, None, "WGS 84", True),
+        (42113, 2, None, "-9999", True),
+    ]  # fmt: skip
+    options = {
+        "GeoTIFF": {"extratags": geo, "metadata": None, "resolution": (72, 72), "resolutionunit": 2},
+        "ImageJ": {
+            "imagej": True,
+            "resolution": (2.5, 2.5),
+            "metadata": {"unit": "um", "Info": "a note"},
+        },
+        "OME": {
+            "ome": True,
+            "metadata": {"axes": "YX", "PhysicalSizeX": 0.2, "PhysicalSizeXUnit": "nm"},
+        },
+    }[kind]
+    tifffile.imwrite(
+        source, noise((9, 7)), datetime="2026:11:21 12:00:00", software="a scope", **options
+    )
+    write_image(target, read_image(source), dtype=np.uint8)
+    with tifffile.TiffFile(source) as old, tifffile.TiffFile(target) as new:
+        before, after = ({t.name: t.value for t in f.pages.first.tags} for f in (old, new))
+        assert {k: v for k, v in before.items() if "Offsets" not in k} == {
+            k: v for k, v in after.items() if "Offsets" not in k
+        }
+        assert old.imagej_metadata == new.imagej_metadata
+        assert old.ome_metadata == new.ome_metadata
+
+
+def test_a_file_of_which_nothing_is_known_says_nothing(tmp_path):
+    write_image(tmp_path / "a.tif", ImageFile(noise((8, 8))), dtype=np.uint8)
+    image = read_image(tmp_path / "a.tif")
+    assert image.metadata.dpi is None
+    write_image(tmp_path / "a.png", image, dtype=np.uint8)
+    with Image.open(tmp_path / "a.png") as written:
+        assert "dpi" not in written.info
+        assert not len(written.getexif())
+
+
+def test_damaged_tags_are_dropped_and_the_image_is_kept(tmp_path):
+    tifffile.imwrite(
+        tmp_path / "in.tif", noise((9, 7)), metadata=None, extratags=[(65000, 3, 1, 7, True)]
+    )
+    image = read_image(tmp_path / "in.tif")
+    wrong = image.metadata._replace(tags={"extratags": [(65000, 3, 2, "x", True)]})
+    write_image(tmp_path / "out.tif", image._replace(metadata=wrong), dtype=np.uint8)
+    np.testing.assert_array_equal(read_image(tmp_path / "out.tif").pixels, image.pixels)

@@ -29,7 +29,8 @@ from PIL import Image
 import patchscore as ps
 from patchscore.cli import main
 from patchscore.errors import InputError
-from patchscore.files import SUFFIXES, ImageFile, read_image, write_image
+from patchscore.files import SUFFIXES, read_image, write_image
+from patchscore.image_file import ImageFile
 from patchscore.learning.checkpoint import KIND as CHECKPOINT
 from patchscore.priors.prior import KIND as PRIOR
 from patchscore.storage import load_tensors, save_tensors
