@@ -32,10 +32,11 @@ def read_tiff(path: Path, check_room: CheckRoom) -> ImageFile:
         samples = page.asarray(squeeze=False)
         profile, orientation = page.tags.valueof(PROFILE), page.tags.valueof(ORIENTATION, 1)
         across, along = page.resolution
-        resolution = across, along, int(page.resolutionunit)
-        known = 282 in page.tags and 0 < across < 1e6 and 0 < along < 1e6 and resolution[2] in (1, 2, 3)
+        unit = int(page.resolutionunit)
+        told = 282 in page.tags and 0 < across < 1e6 and 0 < along < 1e6 and unit in (1, 2, 3)
         tags = kept_tags(page.tags, upright=True)
-        metadata = Metadata(b"", resolution if known else None, tags)
+        resolution = (across, along, unit) if told else None
+        metadata = Metadata(b"", resolution, tags)
     # (separate channels, depth, H, W, interleaved channels) -> (H, W, C)
     samples = np.moveaxis(samples[:, 0], 0, 2).reshape(*samples.shape[2:4], -1)
     unsigned = samples.dtype.kind in "ub"
