@@ -20,6 +20,7 @@ STUDIES = {
     "robustness": "what methods lose when content, scanner, gain, geometry or noise change",
     "adaptation": "what is gained by learning from the noisy image itself",
     "noise": "white, photon, correlated and camera noise, told and untold, beside BM3D with oracles",
+    "decisions": "whether the kind of noise that is found in an image is the kind that it has",
     "residuals": "what residuals tell of the noise: where the guard of adaptation has its bounds",
     "surprise": "what surprises a prior, and whether that is calibrated",
     "calibration": "whether posterior samples are as wide as the truth is far",

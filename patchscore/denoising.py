@@ -178,7 +178,7 @@ def denoise(
     if adapt:
         prior, report = adapt_prior(prior, noisy, generator=generator, progress=progress)
         doubts = report.warnings
-    else:
+    elif not noise.gain:  # pixels without a photon would be taken for clipped ones
         doubts = noisy.doubts(prior)
     seen = noisy.seen_by(prior)
     for text in doubts:

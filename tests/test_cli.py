@@ -80,7 +80,8 @@ def test_the_noise_may_come_from_a_file(noisy: np.ndarray, tmp_path: Path) -> No
     assert main(command.split()) == 0
     expected = ps.denoise(noisy.astype(np.float32), known)
     np.testing.assert_array_equal(np.load(tmp_path / "clean.npy"), expected)
-    assert main([*command.split(), "--sigma", "3"]) == 2
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--sigma", "3"])
     (tmp_path / "camera.json").write_text("[]")
     assert main([*command.split(), "--force"]) == 2
 
@@ -393,7 +394,7 @@ def test_names_and_cards_do_not_control_the_terminal(
         main(["info", "natural-gray", escape])
     out, error = capfd.readouterr()
     assert not set("\x1b\x07\x9b") & set(out + error)
-    assert out.count("gotcha") == 4
+    assert out.count("gotcha") == 5  # a file, its output, and three fields of the card
     assert error.count("gotcha") >= 3
     assert "udcff" in error
 

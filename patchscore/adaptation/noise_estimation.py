@@ -42,7 +42,7 @@ ENDS = 0.05, 0.95  # the quantiles of brightness at which the variance is fitted
 # The evidence is searched within these logarithms, of the level over the wavelet estimate and of
 # bright over dark. Where dark pixels have no noise at all are false maxima, so steps begin small.
 LIMITS, CAUTION = (1.6, 2.5), 4.0
-# The decisions, chosen on training photographs and cameras: python -m benchmarks noise --decisions.
+# The decisions, chosen on training photographs and cameras: python -m benchmarks decisions.
 GROWS, DECISIVE = 0.3, 5e-4  # log of bright over dark, and the gain of evidence per pixel
 FEW_COUNTS, AS_GOOD = (
     2.0,
@@ -58,7 +58,7 @@ LIKE_NOISE = np.array([-4.37, 6.27, -1.13, -1.34, -1.19])
 SATURATED, UNEQUAL = 0.34, 0.4
 FEWEST_BLOCKS = 9  # of 5 x 5 means of 8 x 8 pixels
 BLOCK, LAGS = 16, 2  # of the correlation
-# The relative errors of estimated levels, measured by the same command.
+# The relative errors of estimated levels, at least, measured by the same command.
 WHITE_ERROR, GROWING_ERROR, CORRELATED_ERROR, SMALL_ERROR = 0.02, 0.1, 0.2, 0.3
 
 
