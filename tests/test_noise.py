@@ -15,6 +15,7 @@ from skimage import data
 import patchscore as ps
 from patchscore.adaptation import noise_estimation
 from patchscore.measurements.anscombe import Anscombe
+from patchscore.measurements.noise_model import autocovariance
 from patchscore.one_step import SHARES
 
 TRANSFORMS = [(1.0, 0.0, 0.0), (3.0, 1.5, 10.0), (0.1, 0.5, -2.0), (2.0, 20.0, 0.0)]
@@ -71,6 +72,15 @@ def test_the_level_is_the_density_at_low_frequencies() -> None:
     exact = 3 * np.sqrt((correlation * np.outer(together, together)).sum())
     assert 32 * means.std() == pytest.approx(exact, rel=4 / np.sqrt(2 * 64**2))
     assert noise.level == pytest.approx(exact, rel=0.06)
+
+
+def test_the_autocovariance_is_its_definition() -> None:
+    values = np.random.default_rng(0).standard_normal((3, 7, 9))
+    found = autocovariance(values, 2)
+    for i, j in ((0, 0), (0, 2), (1, -2), (2, 1)):
+        rows, columns = slice(i, None), slice(max(j, 0), 9 + min(j, 0))
+        ahead, behind = values[:, rows, columns], values[:, : 7 - i, max(-j, 0) : 9 - max(j, 0)]
+        assert found[2 + i, 2 + j] == pytest.approx((ahead * behind).mean(), abs=1e-12)
 
 
 def test_a_noise_is_saved_and_read(tmp_path: Path) -> None:

@@ -9,11 +9,10 @@ v(b) = a + g b at brightness b, and f the transform that makes it 1 (generalised
 For white noise, g = 0, the maximum is where  -<y, s_sigma(y)> = the number of pixels.
 
 Photographs are alike at all scales, so the mean of 2 x 2 pixels has half of the noise if it is white.
-If it has more, and the flattest places say so at coarser scales too, the noise is correlated; its
-correlation is then measured in the flatter half of all blocks of 16 x 16 pixels.
+If it has more, and the flattest places say so too (:mod:`patchscore.adaptation.flat_blocks`), the noise
+is correlated.
 
-References: MacKay, Neural Computation 4 (1992), section 3 (the evidence of a noise level); Liu, Tanaka
-and Okutomi, IEEE TIP 22 (2013) (flat blocks).
+Reference: MacKay, Neural Computation 4 (1992), section 3 (the evidence of a noise level).
 """
 
 from __future__ import annotations
@@ -27,11 +26,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchscore.adaptation.flat_blocks import correlated_noise, is_correlated_noise, means_of_blocks
 from patchscore.errors import InputError
 from patchscore.images import numeric_array
 from patchscore.measurements.noise import some_pixels
 from patchscore.measurements.noise_model import Noise
 from patchscore.measurements.noisy_image import NoisyImage
+from patchscore.measurements.shots import noise_of_shots
 from patchscore.priors.prior import PatchPrior
 from patchscore.priors.zoo import load_prior
 
@@ -44,22 +45,10 @@ ENDS = 0.05, 0.95  # the quantiles of brightness at which the variance is fitted
 LIMITS, CAUTION = (1.6, 2.5), 4.0
 # The decisions, chosen on training photographs and cameras: python -m benchmarks decisions.
 GROWS, DECISIVE = 0.3, 5e-4  # log of bright over dark, and the gain of evidence per pixel
-FEW_COUNTS, AS_GOOD = (
-    2.0,
-    0.01,
-)  # the tilt and the loss of evidence per pixel with which counts are believed
+FEW_COUNTS, AS_GOOD = 2.0, 0.01  # the tilt and the loss of evidence with which counts are believed
 COARSE = 1.35  # the level of 2 x 2 means over that of pixels, above which noise may be correlated
-# Of the flattest places: the quantile, and by how much their levels differ from scale to scale and from
-# place to place. Logistic regression on training photographs, clean and with white or correlated noise,
-# and on cameras: 98 % of the cameras and 88 % of the correlated noise are found, and of photographs with
-# white noise of 0, 1, 2 and 4 of 255 are taken for correlated 11, 7, 3 and 1 %.
-FLAT, NOTHING = 0.2, 1e-3
-LIKE_NOISE = np.array([-4.37, 6.27, -1.13, -1.34, -1.19])
-SATURATED, UNEQUAL = 0.34, 0.4
-FEWEST_BLOCKS = 9  # of 5 x 5 means of 8 x 8 pixels
-BLOCK, LAGS = 16, 2  # of the correlation
 # The relative errors of estimated levels, at least, measured by the same command.
-WHITE_ERROR, GROWING_ERROR, CORRELATED_ERROR, SMALL_ERROR = 0.02, 0.1, 0.2, 0.3
+WHITE_ERROR, GROWING_ERROR, SMALL_ERROR = 0.02, 0.1, 0.3
 
 
 def estimate_noise(
@@ -103,7 +92,7 @@ def estimate_noise(
     """
     noisy = NoisyImage.of(image, channel_axis=channel_axis, name=name)
     if repeats is not None:
-        return _from_shots([noisy, *(_repeat(shot, noisy) for shot in repeats)])
+        return noise_of_shots([noisy, *(_repeat(shot, noisy) for shot in repeats)])
     prior = load_prior("natural-gray-fast", "cpu") if prior is None else prior
     if not getattr(prior, "scale_invariant", False) or prior.network.channels != 1:
         raise InputError(
@@ -176,9 +165,9 @@ def _supported(pixels: np.ndarray, zero: float, prior: PatchPrior) -> Noise:
         elif growing.evidence > enough and growing.tilt > GROWS:
             noise = growing.noise(low, high, zero)
     stable = noise.stabilised(tiles) / noise.level
-    coarse = _best(2 * _means(stable, 2), (0.0, 1.0), prior, [0.0]).level
-    if coarse > COARSE and _is_noise(pixels):
-        return _correlated(pixels)
+    coarse = _best(2 * means_of_blocks(stable, 2), (0.0, 1.0), prior, [0.0]).level
+    if coarse > COARSE and is_correlated_noise(pixels):
+        return correlated_noise(pixels)
     least = GROWING_ERROR if noise.gain else WHITE_ERROR
     return replace(noise, error=min(max(least, abs(math.log(coarse)) / 2), 0.5))
 
@@ -289,101 +278,3 @@ def _tiles(pixels: np.ndarray) -> np.ndarray:
     return np.concatenate(
         [pixels[:, None, top : top + tall, left : left + wide] for top, left in places]
     )
-
-
-def _means(y: np.ndarray, size: int) -> np.ndarray:
-    """Means of blocks of (..., H, W)."""
-    height, width = (n // size * size for n in y.shape[-2:])
-    blocks = y[..., :height, :width].reshape(*y.shape[:-2], height // size, size, width // size, size)
-    means: np.ndarray = blocks.mean((-3, -1))
-    return means
-
-
-def _is_noise(pixels: np.ndarray) -> bool:
-    """Whether the flattest places have noise of a coarse scale: the same everywhere, and bounded.
-
-    Texture differs from place to place, and keeps growing with the scale.
-    """
-    if min(pixels.shape[1:]) // 40 < math.isqrt(FEWEST_BLOCKS):
-        return False
-    levels = [_block_levels(pixels, size) + NOTHING for size in (1, 2, 4, 8)]
-    flat = np.log([np.quantile(level, FLAT) for level in levels])
-    unequal = math.log(np.median(levels[2])) - flat[2]
-    slopes = np.diff(flat)
-    like_noise = LIKE_NOISE[0] + LIKE_NOISE[1:] @ [*slopes, unequal]
-    bounded = slopes[2] < SATURATED and unequal < UNEQUAL
-    return bool(like_noise > 0 or bounded)
-
-
-def _block_levels(pixels: np.ndarray, size: int) -> np.ndarray:
-    """The standard deviation of diagonal Haar coefficients of means, in blocks of 5 x 5, times size."""
-    m = _means(pixels, size)
-    detail = (m[:, :-1, :-1] - m[:, :-1, 1:] - m[:, 1:, :-1] + m[:, 1:, 1:]) / 2
-    levels: np.ndarray = size * np.sqrt(_means(np.square(detail), 5)).ravel()
-    return levels
-
-
-def _correlated(pixels: np.ndarray) -> Noise:
-    """The autocovariance of the flatter half of blocks, each without its plane, up to two pixels."""
-    blocks = [
-        channel[: h // BLOCK * BLOCK, : w // BLOCK * BLOCK]
-        .reshape(h // BLOCK, BLOCK, w // BLOCK, BLOCK)
-        .swapaxes(1, 2)
-        .reshape(-1, BLOCK, BLOCK)
-        for channel in pixels
-        for h, w in [channel.shape]
-    ]
-    all_blocks = np.concatenate(blocks)
-    place = np.linspace(-1, 1, BLOCK)
-    plane = np.stack([np.ones((BLOCK, BLOCK)), *np.meshgrid(place, place)]).reshape(3, -1)
-    basis = np.linalg.qr(plane.T)[0]
-    flat = all_blocks.reshape(len(all_blocks), -1)
-    rest = (flat - flat @ basis @ basis.T).reshape(all_blocks.shape)
-    energy = np.square(_means(rest, 4)).mean((1, 2))
-    chosen = rest[(energy > 0) & (energy <= np.median(energy[energy > 0]))]
-    size = 2 * BLOCK
-    power = np.square(np.abs(np.fft.rfft2(chosen, (size, size)))).mean(0)
-    pairs = np.square(np.abs(np.fft.rfft2(np.ones((BLOCK, BLOCK)), (size, size))))
-    lags = np.arange(-LAGS, LAGS + 1)
-    covariance, count = (np.fft.irfft2(p, (size, size))[np.ix_(lags, lags)] for p in (power, pairs))
-    covariance = covariance / count
-    covariance = (covariance + covariance[::-1, ::-1]) / 2
-    variance = covariance[LAGS, LAGS]
-    return Noise(math.sqrt(variance), correlation=covariance / variance, error=CORRELATED_ERROR)
-
-
-def _from_shots(shots: list[NoisyImage]) -> Noise:
-    """From two or more shots of one scene: their variance about their mean."""
-    stack = np.stack([shot.pixels for shot in shots]).astype(np.float64)
-    mean = stack.mean(0)
-    rest = (stack - mean) * math.sqrt(len(shots) / (len(shots) - 1))
-    variance = np.square(rest).mean(0)
-    if not variance.any():
-        return Noise.none()
-    # A line through the variances, weighted by its own inverse square, as they are chi squared.
-    x, v = mean.ravel(), variance.ravel()
-    design = np.stack([np.ones_like(x), x - x.mean()], 1)
-    fitted = np.full_like(v, v.mean())
-    for _ in range(5):
-        weight = 1 / np.maximum(fitted, 0.05 * v.mean())
-        scaled = design * weight[:, None]
-        line = np.linalg.lstsq(scaled, v * weight, rcond=None)[0]
-        fitted = design @ line
-    weight = 1 / np.maximum(fitted, 0.05 * v.mean())
-    slope_error = math.sqrt(2 / (len(shots) - 1) / np.square(weight * (x - x.mean())).sum())
-    error = math.sqrt(1 / (2 * (len(shots) - 1) * v.size))
-    lags = np.arange(-LAGS, LAGS + 1)
-    ahead = rest / np.sqrt(np.maximum(fitted, 0.05 * v.mean())).reshape(mean.shape)
-    size = [n + LAGS + 1 for n in ahead.shape[2:]]
-    power = np.square(np.abs(np.fft.rfft2(ahead, size))).mean((0, 1))
-    pairs = np.square(np.abs(np.fft.rfft2(np.ones(ahead.shape[2:]), size)))
-    covariance, count = (np.fft.irfft2(p, size)[np.ix_(lags, lags)] for p in (power, pairs))
-    correlation = covariance / count / (covariance / count)[LAGS, LAGS]
-    others = np.abs(np.delete(correlation.ravel(), correlation.size // 2))
-    white = others.max() < 4 / math.sqrt(v.size * (len(shots) - 1))
-    options = {} if white else {"correlation": (correlation + correlation[::-1, ::-1]) / 2}
-    gain, constant = float(line[1]), float(line[0] - line[1] * x.mean())
-    if gain < 4 * slope_error:
-        return Noise(math.sqrt(v.mean()), error=error, **options)
-    offset = max(0.0, -constant / gain) if mean.min() >= 0 else -constant / gain
-    return Noise(math.sqrt(constant + gain * offset), gain, offset, error=error, **options)

@@ -201,6 +201,18 @@ class Noise:
             ) from error
 
 
+def autocovariance(values: np.ndarray, lags: int) -> np.ndarray:
+    """The mean of r_i r_{i+j} over (..., H, W) values, for distances j up to ``lags``, without wrapping."""
+    height, width = values.shape[-2:]
+    size = height + lags, width + lags
+    near = np.ix_(*2 * [np.arange(-lags, lags + 1)])
+    power = np.square(np.abs(np.fft.rfft2(values, size))).reshape(-1, size[0], size[1] // 2 + 1).mean(0)
+    pairs = np.square(np.abs(np.fft.rfft2(np.ones((height, width)), size)))
+    covariance = np.fft.irfft2(power, size)[near] / np.fft.irfft2(pairs, size)[near]
+    both: np.ndarray = (covariance + covariance[::-1, ::-1]) / 2
+    return both
+
+
 def _autocorrelation(values: Any) -> np.ndarray:
     kernel = numbers(values, "correlation")
     if kernel.ndim != 2 or not all(n % 2 for n in kernel.shape):
