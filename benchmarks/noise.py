@@ -156,7 +156,7 @@ def problems(count: int, seed: int) -> Iterator[tuple[str, str, Callable[[], Pro
             yield name, image.name, partial(_drawn, kind, image, seed)
     for colour in (False, True):
         name = "camera, colour" if colour else "camera, luminance"
-        for stem, noisy, clean in cameras(colour, 4 * count):
+        for stem, noisy, clean in cameras(colour, 2 * count):
             image = NamedImage(stem, clean)
             yield name, stem, partial(_drawn, partial(_pair, (noisy, clean)), image, seed)
     scans = {image.name: image.pixels for image in _oct(count)}
@@ -254,11 +254,12 @@ def methods(noise: str) -> Iterator[tuple[str, Callable[[Problem], np.ndarray]]]
     yield NLM, partial(_by_channel, _nlm)
     if not has_bm3d():
         return
+    if noise.startswith(("photon", "microscope")):
+        yield ANSCOMBE, _anscombe_bm3d
+        return
     yield ORACLE, _bm3d_oracle
     if noise.startswith("correlated"):
         yield SPECTRUM, _bm3d_spectrum
-    if noise.startswith(("photon", "microscope")):
-        yield ANSCOMBE, _anscombe_bm3d
 
 
 def jobs(options: argparse.Namespace) -> Iterator[Job]:
@@ -327,7 +328,7 @@ STUDY = Study(
     jobs=jobs,
     summary=summary,
     options=(
-        Option("images", 6, "of each kind, four times as many of the cameras", quick=1),
+        Option("images", 6, "of each kind, twice as many of the cameras", quick=1),
         Option("kinds", (), "of noise to measure: white, photon, ... (default: all)", kind=str),
         SEED,
     ),

@@ -202,7 +202,7 @@ class Noise:
 
 
 def autocovariance(values: np.ndarray, lags: int) -> np.ndarray:
-    """The mean of r_i r_{i+j} over (..., H, W) values, for distances j up to ``lags``, without wrapping."""
+    """The mean of r_i r_{i+j} over (..., H, W) values, for distances j up to ``lags``."""
     height, width = values.shape[-2:]
     size = height + lags, width + lags
     near = np.ix_(*2 * [np.arange(-lags, lags + 1)])
