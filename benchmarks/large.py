@@ -4,7 +4,8 @@
 
 ``patchscore denoise in.zarr out.zarr`` is run as a person would run it, on one process and on two with
 one thread each, and on the two workers of a dask cluster. Its rate is compared with that of
-``patchscore.denoise`` on a part of the same image in memory, on one thread, before and after. Memory is
+``patchscore.denoise`` on a part of the same image in memory, on one thread, before and after. On a
+machine that has other work, the same per second of the processor says more. Memory is
 the peak of the proportional set size of all processes together. A worker is killed with SIGKILL when a
 third of the blocks are done, and so is the scheduler of the cluster; then the same command is given
 again, and the bytes of the result are compared with those of the run that nothing happened to.
@@ -67,10 +68,11 @@ class Row(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A command that ended: its status, its seconds, and the peak of its memory in bytes."""
+    """A command that ended: its status, its seconds, those of the processor, its peak of bytes."""
 
     status: int
     seconds: float
+    worked: float
     peak: float
 
 
@@ -113,7 +115,7 @@ def measured(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, t
     between = in_memory(folder / "in.zarr", options.prior)
     two = watched(command("two", "--workers", "2"))
     after = in_memory(folder / "in.zarr", options.prior)
-    memory = 1e6 / np.array([before, between, after])
+    memory, effort = np.array([before, between, after]).T
     rates = {"one": side**2 / one.seconds, "two": side**2 / two.seconds}
     yield "memory, one thread", (float(np.mean(memory)) / 1e6, "megapixels/s")
     yield "file, one process", (rates["one"] / 1e6, "megapixels/s")
@@ -121,6 +123,9 @@ def measured(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, t
     yield "file, one process, beside memory", (rates["one"] / float(np.mean(memory[:2])), "")
     yield "file, two processes, beside twice memory", (rates["two"] / 2 / float(np.mean(memory[1:])), "")
     yield "two processes beside one", (rates["two"] / rates["one"], "")
+    worked = side**2 / np.array([one.worked, two.worked]) / effort.mean()
+    yield "file, one process, beside memory, per processor second", (float(worked[0]), "")
+    yield "file, two processes, beside memory, per processor second", (float(worked[1]), "")
     yield "memory of one process", (one.peak / 1e9, "GB")
     yield "memory of two processes", (two.peak / 1e9, "GB")
     straight = digest(folder / "one.zarr")
@@ -181,8 +186,14 @@ def make(path: Path, side: int, seed: int) -> None:
         image[rows[0] : rows[-1] + 1] = steps + np.float32(SIGMA) * noise
 
 
-def in_memory(path: Path, prior: str) -> float:
-    """Microseconds for each pixel of a part of the image in memory, on one thread."""
+def worked_by_children() -> float:
+    """Seconds of the processor that commands that ended took, with all of their processes."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def in_memory(path: Path, prior: str) -> tuple[float, float]:
+    """Pixels per second of a part of the image in memory, on one thread; and per processor second."""
     import zarr
 
     threads = torch.get_num_threads()
@@ -191,11 +202,11 @@ def in_memory(path: Path, prior: str) -> float:
     loaded = ps.load_prior(prior, "cpu")
     ps.denoise(image[:256, :256], SIGMA, prior=loaded)
     time.sleep(PAUSE)
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
     ps.denoise(image, SIGMA, prior=loaded)
-    seconds = time.perf_counter() - start
+    seconds, worked = time.perf_counter() - start, time.process_time() - used
     torch.set_num_threads(threads)
-    return 1e6 * seconds / image.size
+    return image.size / seconds, image.size / worked
 
 
 def denoising(folder: Path, prior: str, name: str, *options: str) -> list[str]:
@@ -207,7 +218,7 @@ def denoising(folder: Path, prior: str, name: str, *options: str) -> list[str]:
 
 def watched(arguments: Sequence[str], kill: object = None) -> Run:
     """Run a command, and watch its memory; ``kill`` may end something in the meantime."""
-    start = time.perf_counter()
+    start, used = time.perf_counter(), worked_by_children()
     with subprocess.Popen(
         arguments, env={**os.environ, **ENVIRONMENT}, stderr=subprocess.DEVNULL
     ) as process:
@@ -219,7 +230,8 @@ def watched(arguments: Sequence[str], kill: object = None) -> Run:
             time.sleep(0.1)
             if time.perf_counter() - start > LIMIT:
                 process.kill()
-    return Run(process.returncode, time.perf_counter() - start, peak)
+    worked = worked_by_children() - used
+    return Run(process.returncode, time.perf_counter() - start, worked, peak)
 
 
 def kill_a_worker(target: Path, side: int, process: subprocess.Popen[bytes]) -> None:

@@ -28,10 +28,11 @@ from tqdm import tqdm
 
 from patchscore.errors import InputError
 from patchscore.image_file import stored
+from patchscore.priors.assembly import Partition
 from patchscore.priors.prior import PatchPrior
 from patchscore.priors.zoo import load_prior
 from patchscore.stack_files import TIFFS, ZARR, StackFile, create, finish, open_result, open_stack, parts
-from patchscore.stacks import Layout, denoise_planes, reach, sample, sampled_sigma
+from patchscore.stacks import Layout, denoise_planes, reach, result_dtype, sample, sampled_sigma
 
 UNFINISHED = ".unfinished"
 # The least sides of blocks, of images and of volumes in three orientations.
@@ -134,6 +135,28 @@ def _denoise(
     finish(folder, stack, target)
     shutil.rmtree(folder)
     return sigma
+
+
+def denoise_large_image(
+    image: np.ndarray, sigma: float, prior: PatchPrior, *, name: str, progress: bool
+) -> np.ndarray:
+    """The estimate of an image in memory, (H, W) or (H, W, C), in blocks and with a progress bar."""
+    axes = "YX" if image.ndim == 2 else "YXC"
+    layout = Layout(axes, image.ndim, channels=prior.network.channels)
+    result = np.empty(image.shape, result_dtype(image.dtype))
+    with tqdm(
+        total=image.size, unit="px", unit_scale=True, desc=name, leave=False, disable=not progress
+    ) as bar:
+        for region in parts(image.shape, (LEAST_SIDE, LEAST_SIDE, *image.shape[2:])):
+            result[region] = denoised_region(image, region, layout, prior, sigma)
+            bar.update(result[region].size)
+    return result
+
+
+def is_for_blocks(image: np.ndarray, prior: PatchPrior) -> bool:
+    """Whether an image in memory takes so long that a bar is wanted, and the prior works in blocks."""
+    local = prior.boundary != "periodic" and not isinstance(prior.rule, Partition)
+    return local and image.shape[0] * image.shape[1] > LEAST_SIDE**2
 
 
 def write_block(plan: Plan, number: int) -> int:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from patchscore.adaptation.adapt import adapt
 from patchscore.adaptation.noise_estimation import noise_and_image
 from patchscore.arguments import AUTO, command_parser
-from patchscore.block_runs import denoise_stack_file
+from patchscore.block_runs import denoise_large_image, denoise_stack_file, is_for_blocks
 from patchscore.checks import check_noise_level
 from patchscore.denoising import denoise, suitable_prior
 from patchscore.errors import InputError
@@ -223,7 +223,14 @@ def _denoised(job: Job, prior: PatchPrior | None, options: argparse.Namespace) -
         if not (options.skip_existing and os.path.exists(path)):
             write_image(path, result, dtype=dtype)
 
-    if std is None:
+    one_level = noisy.sigma > 0 and not noise.gain and np.ndim(noise.level) == 0
+    if std is None and one_level and is_for_blocks(image.pixels, prior):
+        for doubt in noisy.doubts(prior):
+            warnings.warn(doubt, stacklevel=2)
+        estimate = denoise_large_image(
+            image.pixels, noisy.sigma, prior, name=source.name, progress=not options.quiet
+        )
+    elif std is None:
         estimate = denoise(image.pixels, noise, channel_axis=axis, prior=prior)
     else:
         samples = 16 if options.samples is None else options.samples

@@ -210,6 +210,13 @@ def _stack(
     device: str | torch.device,
 ) -> Any:
     """:func:`denoise` of a stack or a dask array."""
+    if isinstance(sigma, Noise):
+        if sigma.gain:
+            raise InputError(
+                "the noise grows with brightness, and stacks and dask arrays take a level for each "
+                "plane; denoise the planes one by one."
+            )
+        sigma = sigma.level
     if axes is None:
         letters = "YX" if channel_axis is None else "YXC"
         axes = letters if np.ndim(image) == len(letters) else ""

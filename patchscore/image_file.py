@@ -12,6 +12,7 @@ import numpy as np
 from patchscore.errors import InputError
 
 ORIENTATION, PROFILE = 274, 34675  # the numbers of the tags in EXIF and TIFF
+TURNED = 5, 6, 7, 8  # the orientations whose rows are columns
 CheckRoom = Callable[[tuple[int, ...], float], None]
 
 
@@ -56,7 +57,7 @@ def upright(
     metadata: Metadata,
 ) -> ImageFile:
     """Apply the orientation tag, and separate the alpha."""
-    samples = samples.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else samples
+    samples = samples.swapaxes(0, 1) if orientation in TURNED else samples
     samples = samples[::-1] if orientation in (3, 4, 7, 8) else samples
     samples = samples[:, ::-1] if orientation in (2, 3, 6, 7) else samples
     alpha = np.ascontiguousarray(samples[..., -1]) if has_alpha else None

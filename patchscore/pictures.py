@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from patchscore.errors import InputError
-from patchscore.image_file import ORIENTATION, CheckRoom, ImageFile, Metadata, upright
+from patchscore.image_file import ORIENTATION, TURNED, CheckRoom, ImageFile, Metadata, upright
 
 PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # of its colour types
 INCH = 0.0254  # metres
@@ -93,13 +93,13 @@ def write_jpeg(file: BinaryIO, samples: np.ndarray, image: ImageFile) -> None:
 def _described(image: Any) -> tuple[int, Metadata]:
     """The orientation of an image of Pillow, and what its file says."""
     exif = image.getexif()
-    orientation = int(exif.get(ORIENTATION, 1))
+    orientation = exif.get(ORIENTATION, 1)
     if ORIENTATION in exif:  # it is applied
         del exif[ORIENTATION]
     resolution = None
     dots = image.info.get("dpi")
     if dots is not None and all(0 < float(number) < 1e6 for number in dots):
-        across, along = (float(number) for number in (dots[::-1] if orientation > 4 else dots))
+        across, along = (float(number) for number in (dots[::-1] if orientation in TURNED else dots))
         resolution = across, along, 2
     try:
         kept = exif.tobytes() if len(exif) else b""

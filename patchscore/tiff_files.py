@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from patchscore.errors import InputError
-from patchscore.image_file import ORIENTATION, PROFILE, CheckRoom, ImageFile, Metadata, upright
+from patchscore.image_file import ORIENTATION, PROFILE, TURNED, CheckRoom, ImageFile, Metadata, upright
 
 # Tags that say where and how the pixels are stored. A writer sets them.
 STORED = {254, 255, *range(256, 260), 262, 266, 273, *range(277, 284), 284, 296, 317, *range(320, 326)}
@@ -31,7 +31,7 @@ def read_tiff(path: Path, check_room: CheckRoom) -> ImageFile:
             raise EOFError("its end is missing")
         samples = page.asarray(squeeze=False)
         profile, orientation = page.tags.valueof(PROFILE), page.tags.valueof(ORIENTATION, 1)
-        across, along = page.resolution
+        across, along = page.resolution[::-1] if orientation in TURNED else page.resolution
         unit = int(page.resolutionunit)
         told = 282 in page.tags and 0 < across < 1e6 and 0 < along < 1e6 and unit in (1, 2, 3)
         tags = kept_tags(page.tags, upright=True)

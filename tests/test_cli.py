@@ -678,6 +678,20 @@ def test_a_preview_shows_noisy_clean_and_removed(
     assert "for one image" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("colours", [False, True])
+def test_a_large_image_has_a_bar_and_the_pixels_of_the_library(
+    colours: bool, noisy: np.ndarray, tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("patchscore.block_runs.LEAST_SIDE", 32)
+    image = np.stack([noisy, noisy[::-1], 255 - noisy], axis=-1) if colours else noisy
+    np.save(tmp_path / "noisy.npy", image.astype(np.float32))
+    assert main(f"denoise {tmp_path}/noisy.npy {tmp_path}/clean.npy --sigma 20".split()) == 0
+    assert re.search(r"noisy.npy: +\d+%.*px/s", capfd.readouterr().err)
+    expected = ps.denoise(image.astype(np.float32), 20, channel_axis=-1 if colours else None)
+    np.testing.assert_allclose(np.load(tmp_path / "clean.npy"), expected, rtol=0, atol=255e-6)
+
+
 def test_the_bundled_priors_are_listed(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["priors"]) == 0
     title, *lines = capfd.readouterr().out.splitlines()

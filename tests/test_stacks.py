@@ -127,6 +127,14 @@ def test_a_level_for_each_plane() -> None:
         assert_same(np.asarray(found), expected)
 
 
+def test_correlated_noise_has_the_level_that_single_images_have() -> None:
+    y, prior = noise(2, 25, 22), prior_of(3)
+    known = ps.Noise(SIGMA, correlation=np.outer([0.3, 1, 0.3], [0.3, 1, 0.3]))
+    expected = np.stack([ps.denoise(plane, known, prior=prior) for plane in y])
+    assert not np.allclose(expected, ps.denoise(y, SIGMA, prior=prior, axes="ZYX"))
+    assert_same(ps.denoise(y, known, prior=prior, axes="ZYX"), expected)
+
+
 def test_three_orientations_are_the_mean_of_three_denoised_volumes() -> None:
     y, prior = noise(18, 20, 22), prior_of(3)
     turned = [
@@ -171,6 +179,7 @@ BAD = {
     "two": ({"axes": "ZYX", "orientations": 2}, "expected 1, or 3"),
     "adapt": ({"axes": "ZYX", "adapt": True}, "single images in memory"),
     "std": ({"axes": "ZYX", "return_std": True}, "single images in memory"),
+    "photons": ({"axes": "ZYX", "sigma": ps.Noise(1.0, gain=2.0)}, "the noise grows with brightness"),
     "colours": ({"axes": "ZYX", "prior": "natural-color"}, "without C"),
     "channels": ({"axes": "CYX", "prior": "natural-color"}, "2 channels along C"),
     "level": ({"axes": "ZYX", "sigma": [[1.0, 2.0]]}, "one positive number for each plane"),
