@@ -113,6 +113,8 @@ def _denoise(
         if sigma == 0:
             raise InputError(f"{source} has no noise by the estimate; give --sigma if there is some.")
     folder = target.absolute().with_name(target.name + UNFINISHED)
+    if not folder.parent.is_dir():
+        raise InputError(f"cannot write {target}: there is no folder {target.parent}; create it first.")
     plan = Plan(
         str(source.absolute()), source.stat().st_mtime_ns, str(folder), stack.axes, orientations, sigma,
         prior if not os.path.exists(prior) else os.path.abspath(prior), _fingerprint(loaded), device,

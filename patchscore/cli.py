@@ -189,11 +189,15 @@ def _denoised_stack(job: Job, options: argparse.Namespace) -> str:
             "prior to some of its planes first (patchscore adapt), and give it as --prior."
         )
     prior = None if options.prior == AUTO else options.prior
-    level = denoise_stack_file(
-        job.source, job.target, options.sigma, prior=prior, axes=options.axes,
-        orientations=options.orientations, device=options.device, workers=options.workers,
-        scheduler=options.scheduler, force=options.force, progress=not options.quiet,
-    )  # fmt: skip
+    try:
+        level = denoise_stack_file(
+            job.source, job.target, options.sigma, prior=prior, axes=options.axes,
+            orientations=options.orientations, device=options.device, workers=options.workers,
+            scheduler=options.scheduler, force=options.force, progress=not options.quiet,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        tell(f"{job.target}: to go on, give the same command again.", sys.stderr)
+        raise
     if options.preview is not None:
         with closing(open_stack(job.source, options.axes)) as noisy:
             before = noisy.middle()

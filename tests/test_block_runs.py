@@ -258,6 +258,7 @@ BAD = {
     "no axes": ("denoise {tmp}/in.zarr {tmp}/out.zarr --axes ZY", "--axes ZYX"),
     "no rows": ("denoise {tmp}/in.zarr {tmp}/out.zarr --axes ABC", "among them Y and X"),
     "no volume": ("denoise {tmp}/in.zarr {tmp}/out.zarr --axes TYX --orientations 3", "with an axis Z"),
+    "no folder": ("denoise {tmp}/in.zarr {tmp}/none/out.zarr", "there is no folder"),
     "no workers": ("denoise {tmp}/in.zarr {tmp}/out.zarr --workers 0", "expected 1 or more"),
     "no scheduler": ("denoise {tmp}/in.zarr {tmp}/out.zarr --scheduler tcp://", "no dask scheduler at"),
     "adapt": ("denoise {tmp}/in.zarr {tmp}/out.zarr --adapt", "for single images"),
@@ -285,6 +286,31 @@ def test_bad_stacks_are_told_and_leave_nothing(
     assert main(f"{command}{level} --prior {FAST}".format(tmp=tmp_path).split()) == 2
     assert words in capfd.readouterr().err
     assert [path for path in sorted(tmp_path.rglob("*")) if "unfinished" not in str(path)] == before
+
+
+def test_a_run_that_is_stopped_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    zarr.create_array(tmp_path / "in.zarr", data=noisy(40, 40), chunks=(16, 16))
+    command = f"denoise {tmp_path}/in.zarr {tmp_path}/out.zarr --sigma 20 --prior {FAST}".split()
+    with monkeypatch.context() as stopping:
+        stopping.setattr(block_runs, "denoised_region", stop)
+        assert main(command) == 130
+    assert "out.zarr: to go on, give the same command again" in capfd.readouterr().err
+    assert main(command) == 0
+
+
+def test_a_folder_with_a_stack_and_an_image(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    y = noisy(3, 20, 21)
+    tifffile.imwrite(tmp_path / "in" / "a.tif", y, metadata={"axes": "ZYX"}, photometric="minisblack")
+    tifffile.imwrite(tmp_path / "in" / "b.tif", y[0])
+    assert main(f"denoise {tmp_path}/in {tmp_path}/out --sigma 20 --prior {FAST}".split()) == 0
+    assert_denoised(tifffile.imread(tmp_path / "out" / "a.tif"), y, "ZYX")
+    assert_denoised(tifffile.imread(tmp_path / "out" / "b.tif"), y[0], "YX")
 
 
 def test_an_extra_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
