@@ -46,6 +46,8 @@ LIMITS, CAUTION = (1.6, 2.5), 4.0
 # The decisions, chosen on training photographs and cameras: python -m benchmarks decisions.
 GROWS, DECISIVE = 0.3, 5e-4  # log of bright over dark, and the gain of evidence per pixel
 FEW_COUNTS, AS_GOOD = 2.0, 0.01  # the tilt and the loss of evidence with which counts are believed
+ZEROS, FEW_ZEROS = 2.0, 0.005  # more counts of zero than expected, and in any case
+FEW_PHOTONS = 1.0
 COARSE = 1.35  # the level of 2 x 2 means over that of pixels, above which noise may be correlated
 # The relative errors of estimated levels, at least, measured by the same command.
 WHITE_ERROR, GROWING_ERROR, SMALL_ERROR = 0.02, 0.1, 0.3
@@ -132,9 +134,9 @@ def noise_and_image(
     stable = noise.stabilised(array)
     if array.dtype in (np.float16, np.float32):
         stable = stable.astype(np.float32)
-    level = float(np.sqrt(np.square(noise.level).mean()))
+    level = noise.level if np.ndim(noise.level) == 0 else np.sqrt(np.square(noise.level).mean())
     return noise, NoisyImage.of(
-        stable, level, channel_axis=channel_axis, sigma_error=noise.error, name=name
+        stable, float(level), channel_axis=channel_axis, sigma_error=noise.error, name=name
     )
 
 
@@ -158,11 +160,12 @@ def _supported(pixels: np.ndarray, zero: float, prior: PatchPrior) -> Noise:
         growing = _best(tiles, (low, high), prior, [white.middle, 0.0])
         counts = _counts(tiles, zero, prior)
         enough = white.evidence + DECISIVE * tiles.size
+        few = growing.tilt > FEW_COUNTS
         if counts.evidence > enough and (
-            growing.tilt > FEW_COUNTS or counts.evidence > growing.evidence - AS_GOOD * tiles.size
+            few or counts.evidence > growing.evidence - AS_GOOD * tiles.size
         ):
             noise = counts.noise
-        elif growing.evidence > enough and growing.tilt > GROWS:
+        elif growing.evidence > enough and growing.tilt > GROWS and not few:
             noise = growing.noise(low, high, zero)
     stable = noise.stabilised(tiles) / noise.level
     coarse = _best(2 * means_of_blocks(stable, 2), (0.0, 1.0), prior, [0.0]).level
@@ -206,12 +209,19 @@ def _counts(y: np.ndarray, zero: float, prior: PatchPrior) -> _Counts:
     numbers = (levels - zero) / step
     if numbers[0] < -0.5 or np.abs(numbers - np.rint(numbers)).max() > 1e-3:
         return _Counts(Noise.none(), -math.inf)
+    # Of a rate, exp(-rate) of the counts are zero. Many more are a sign of clipped noise.
+    empty = (np.rint((y - zero) / step) == 0).mean()
+    if empty > ZEROS * np.exp((zero - means_of_blocks(y, 4)) / step).mean() + FEW_ZEROS:
+        return _Counts(Noise.none(), -math.inf)
     noise = Noise(gain=step, offset=zero)
     seen = torch.from_numpy(noise.stabilised(y))
     with torch.no_grad():
         density = prior.log_prob((seen - seen.mean()).to(prior.network.like), 1.0)
     slope = -np.log(step * (y - zero) + 3 / 8 * step**2).sum() / 2
-    return _Counts(noise, float(density.sum(dtype=torch.float64)) + float(slope))
+    evidence = float(density.sum(dtype=torch.float64)) + float(slope)
+    # Densities say little of a few whole numbers, and their share of zeros much.
+    few = (y - zero).mean() < FEW_PHOTONS * step
+    return _Counts(noise, math.inf if few else evidence)
 
 
 def _best(y: np.ndarray, ends: tuple[float, float], prior: PatchPrior, start: Sequence[float]) -> _Fit:

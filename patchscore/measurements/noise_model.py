@@ -107,7 +107,7 @@ class Noise:
     def std(self, x: Any) -> np.ndarray:
         """The standard deviation of the noise where the clean image is ``x``."""
         light = np.maximum(np.asarray(x, np.float64) - self.offset, 0)
-        deviation: np.ndarray = np.sqrt(np.square(self.sigma) + self.gain * light)
+        deviation: np.ndarray = np.hypot(self.sigma, np.sqrt(self.gain * light))
         return deviation
 
     @property
