@@ -29,7 +29,7 @@ from torch import Tensor
 from patchscore.adaptation.flat_blocks import correlated_noise, is_correlated_noise, means_of_blocks
 from patchscore.errors import InputError
 from patchscore.images import numeric_array
-from patchscore.measurements.noise import some_pixels
+from patchscore.measurements.noise import estimated_sigma, some_pixels
 from patchscore.measurements.noise_model import Noise
 from patchscore.measurements.noisy_image import NoisyImage
 from patchscore.measurements.shots import noise_of_shots
@@ -168,11 +168,13 @@ def _supported(pixels: np.ndarray, zero: float, prior: PatchPrior) -> Noise:
         elif growing.evidence > enough and growing.tilt > GROWS and not few:
             noise = growing.noise(low, high, zero)
     stable = noise.stabilised(tiles) / noise.level
-    coarse = _best(2 * means_of_blocks(stable, 2), (0.0, 1.0), prior, [0.0]).level
+    halved = 2 * means_of_blocks(stable, 2)
+    start = estimated_sigma(halved[:, 0], 0)
+    coarse = start and _best(halved / start, (0.0, 1.0), prior, [0.0]).level * start
     if coarse > COARSE and is_correlated_noise(pixels):
         return correlated_noise(pixels)
     least = GROWING_ERROR if noise.gain else WHITE_ERROR
-    return replace(noise, error=min(max(least, abs(math.log(coarse)) / 2), 0.5))
+    return replace(noise, error=min(max(least, abs(math.log(max(coarse, 0.1))) / 2), 0.5))
 
 
 class _Fit(NamedTuple):
