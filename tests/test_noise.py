@@ -57,8 +57,8 @@ def test_the_variance_grows_with_the_light() -> None:
     np.testing.assert_allclose(moved.std(3 * 300 + 7), 3 * noise.std(300))
 
 
-def test_the_level_is_the_density_at_low_frequencies() -> None:
-    """Means of n x n pixels of correlated noise have the standard deviation level / n as n grows."""
+def test_the_spread_is_the_density_at_low_frequencies() -> None:
+    """Means of n x n pixels of correlated noise have the standard deviation spread sigma / n as n grows."""
     kernel = gaussian_filter(np.pad([[1.0]], 8), 1.0)
     correlation = gaussian_filter(kernel, 1.0, mode="constant")
     correlation /= correlation.max()
@@ -71,7 +71,8 @@ def test_the_level_is_the_density_at_low_frequencies() -> None:
     together = 1 - np.abs(np.arange(-8, 9)) / 32
     exact = 3 * np.sqrt((correlation * np.outer(together, together)).sum())
     assert 32 * means.std() == pytest.approx(exact, rel=4 / np.sqrt(2 * 64**2))
-    assert noise.level == pytest.approx(exact, rel=0.06)
+    assert noise.spread * noise.sigma == pytest.approx(exact, rel=0.06)
+    assert noise.sigma < noise.level < noise.spread * noise.sigma
 
 
 def test_the_autocovariance_is_its_definition() -> None:
