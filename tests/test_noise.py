@@ -58,7 +58,7 @@ def test_the_variance_grows_with_the_light() -> None:
 
 
 def test_the_spread_is_the_density_at_low_frequencies() -> None:
-    """Means of n x n pixels of correlated noise have the standard deviation spread sigma / n as n grows."""
+    """Means of n x n pixels of correlated noise: their standard deviation tends to spread sigma / n."""
     kernel = gaussian_filter(np.pad([[1.0]], 8), 1.0)
     correlation = gaussian_filter(kernel, 1.0, mode="constant")
     correlation /= correlation.max()

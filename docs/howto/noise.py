@@ -13,7 +13,7 @@ generator = np.random.default_rng(0)
 photograph = camera()[40:232, 150:342].astype(float)
 smooth = gaussian_filter(generator.standard_normal(photograph.shape), 0.8)
 shot = photograph + 12 * smooth / smooth.std()
-photons = 2 + 38 * cell()[170:554:2, 90:474:2] / 255
+photons = 2 + 38 * (cell()[170:554:2, 90:474:2] / 255)
 counts = generator.poisson(photons).astype(float)
 
 figure, axes = plt.subplots(2, 4, figsize=(11, 6), layout="constrained")
