@@ -192,6 +192,11 @@ def test_the_standard_deviation_is_that_of_the_posterior() -> None:
     assert std.square().mean().sqrt().item() == pytest.approx(exact_std.item(), rel=0.06)
 
 
+def test_too_few_samples_are_told(truth) -> None:
+    with pytest.warns(UserWarning, match="the chain is too short: its 2 draws"):
+        restore(noisy(truth), ps.Identity(), NOISE_STD, return_std=True, samples=2)
+
+
 def test_counts_are_restored(truth) -> None:
     gain = 8.0
     counts = torch.poisson(Blur().A(truth) / gain, generator=torch.Generator().manual_seed(0))
