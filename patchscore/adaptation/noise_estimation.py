@@ -48,6 +48,7 @@ GROWS, DECISIVE = 0.3, 5e-4  # log of bright over dark, and the gain of evidence
 FEW_COUNTS, AS_GOOD = 2.0, 0.01  # the tilt and the loss of evidence with which counts are believed
 ZEROS, FEW_ZEROS = 2.0, 0.005  # more counts of zero than expected, and in any case
 FEW_PHOTONS = 1.0
+TEXTURE = 2.0  # the largest level of correlated noise over that of 4 x 4 means
 COARSE = 1.35  # the level of 2 x 2 means over that of pixels, above which noise may be correlated
 # The relative errors of estimated levels, at least, measured by the same command.
 WHITE_ERROR, GROWING_ERROR, SMALL_ERROR = 0.02, 0.1, 0.3
@@ -168,13 +169,21 @@ def _supported(pixels: np.ndarray, zero: float, prior: PatchPrior) -> Noise:
         elif growing.evidence > enough and growing.tilt > GROWS and not few:
             noise = growing.noise(low, high, zero)
     stable = noise.stabilised(tiles) / noise.level
-    halved = 2 * means_of_blocks(stable, 2)
-    start = estimated_sigma(halved[:, 0], 0)
-    coarse = start and _best(halved / start, (0.0, 1.0), prior, [0.0]).level * start
+    coarse = _level_of_means(stable, 2, prior)
     if coarse > COARSE and is_correlated_noise(pixels):
-        return correlated_noise(pixels)
+        correlated = correlated_noise(pixels)
+        # Dense texture in the flattest places is known to the prior.
+        largest = TEXTURE * _level_of_means(tiles, 4, prior)
+        return replace(correlated, sigma=correlated.sigma * min(1.0, largest / correlated.level))
     least = GROWING_ERROR if noise.gain else WHITE_ERROR
     return replace(noise, error=min(max(least, abs(math.log(max(coarse, 0.1))) / 2), 0.5))
+
+
+def _level_of_means(y: np.ndarray, size: int, prior: PatchPrior) -> float:
+    """The level of white noise that gives means of blocks their level, by the evidence."""
+    means = size * means_of_blocks(y, size)
+    start = estimated_sigma(means[:, 0], 0)
+    return start and start * _best(means / start, (0.0, 1.0), prior, [0.0]).level
 
 
 class _Fit(NamedTuple):
