@@ -28,7 +28,7 @@ FLAT, NOTHING = 0.2, 1e-3
 LIKE_NOISE = np.array([-4.37, 6.27, -1.13, -1.34, -1.19])
 SATURATED, UNEQUAL = 0.34, 0.4
 BLOCK, LAGS = 16, 2  # of the correlation
-ERROR = 0.2  # of the level, relative
+ERROR = 0.3  # of the level, relative
 
 
 def means_of_blocks(y: np.ndarray, size: int) -> np.ndarray:

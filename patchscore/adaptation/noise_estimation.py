@@ -47,11 +47,11 @@ LIMITS, CAUTION = (1.6, 2.5), 4.0
 GROWS, DECISIVE = 0.3, 5e-4  # log of bright over dark, and the gain of evidence per pixel
 FEW_COUNTS, AS_GOOD = 2.0, 0.01  # the tilt and the loss of evidence with which counts are believed
 ZEROS, FEW_ZEROS = 2.0, 0.005  # more counts of zero than expected, and in any case
-FEW_PHOTONS = 1.0
+FEW_PHOTONS = 1.0  # on average, below which whole numbers are believed by their zeros alone
 TEXTURE = 2.0  # the largest level of correlated noise over that of 4 x 4 means
 COARSE = 1.35  # the level of 2 x 2 means over that of pixels, above which noise may be correlated
 # The relative errors of estimated levels, at least, measured by the same command.
-WHITE_ERROR, GROWING_ERROR, SMALL_ERROR = 0.02, 0.1, 0.3
+WHITE_ERROR, GROWING_ERROR, SMALL_ERROR = 0.04, 0.1, 0.3
 
 
 def estimate_noise(
