@@ -156,10 +156,9 @@ def denoise(
             )
         planes: np.ndarray = _stack(image, sigma, prior, channel_axis, axes, orientations, device)
         return planes
-    prior = _on_device(prior, device) if prior != "auto" else prior
+    given = None if isinstance(prior, str) and prior == "auto" else _on_device(prior, device)
     noise, noisy = noise_and_image(image, sigma, channel_axis=channel_axis)
-    if isinstance(prior, str):
-        prior = _on_device(suitable_prior(noise, len(noisy.pixels)), device)
+    prior = given or _on_device(suitable_prior(noise, len(noisy.pixels)), device)
     if return_std and np.ndim(noise.sigma):
         raise InputError("return_std needs one noise level, and sigma has several.")
     if return_std and not (isinstance(samples, int | np.integer) and samples > 1):
@@ -224,7 +223,7 @@ def _stack(
             axes = "".join(np.insert(list("YX"), channel_axis % 3, "C"))
     elif channel_axis is not None:
         raise InputError("axes names the channels; leave out channel_axis.")
-    if prior == "auto":
+    if isinstance(prior, str) and prior == "auto":
         colours = "S" if channel_axis is None else "C"
         sizes = dict(zip(axes, np.shape(image), strict=False))
         prior = "natural-color" if sizes.get(colours) == 3 else "natural-gray"

@@ -32,7 +32,11 @@ def preview(path: Path, noisy: np.ndarray, clean: np.ndarray) -> None:
     removed = y - x
     largest = 4 * float(removed.std()) or 1.0
     figure = Figure(figsize=(12, 1 + 4 * y.shape[0] / y.shape[1]), layout="constrained")
-    panels = [("noisy", y, low, high), ("clean", x, low, high), ("removed", removed, -largest, largest)]
+    panels = [
+        ("noisy", y, low, high),
+        ("denoised", x, low, high),
+        ("removed", removed, -largest, largest),
+    ]
     for ax, (title, image, least, most) in zip(figure.subplots(1, 3), panels, strict=True):
         ax.imshow(image, cmap="gray", vmin=least, vmax=most)
         ax.set_title(title)
