@@ -162,11 +162,12 @@ def _supported(pixels: np.ndarray, zero: float, prior: PatchPrior) -> Noise:
         counts = _counts(tiles, zero, prior)
         enough = white.evidence + DECISIVE * tiles.size
         few = growing.tilt > FEW_COUNTS
+        clipped = (tiles == tiles.min()).mean() > FEW_ZEROS
         if counts.evidence > enough and (
             few or counts.evidence > growing.evidence - AS_GOOD * tiles.size
         ):
             noise = counts.noise
-        elif growing.evidence > enough and growing.tilt > GROWS and not few:
+        elif growing.evidence > enough and growing.tilt > GROWS and not (few and clipped):
             noise = growing.noise(low, high, zero)
     stable = noise.stabilised(tiles) / noise.level
     coarse = _level_of_means(stable, 2, prior)
