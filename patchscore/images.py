@@ -102,7 +102,8 @@ def training_images(
                 f"{name} is constant ({array.min()} everywhere), usually because an export failed; "
                 "leave it out."
             )
-        _check_no_marks(array, name)
+        plain = array[..., 0] if channels == 1 else array
+        check_no_marks(plain, plain.astype(np.float64), name)
         precise = array.dtype.kind != "f" or array.dtype.itemsize > 4
         array = array.astype(np.float64 if precise and array.dtype.itemsize > 2 else np.float32)
         images.append(torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))))
@@ -111,17 +112,17 @@ def training_images(
     return images
 
 
-def _check_no_marks(array: np.ndarray, name: str) -> None:
-    """Raise :class:`InputError` if a value of (H, W, C) is too far from the others for a pixel."""
-    center = float(np.median(array))
-    away = np.abs(array.astype(np.float64) - center)
-    spread = float(np.median(away))
-    if spread > 0 and away.max() > NO_DATA * spread:
-        place = np.unravel_index(away.argmax(), array.shape)
+def check_no_marks(array: np.ndarray, some: np.ndarray, name: str, sigma: float = 0.0) -> None:
+    """Raise :class:`InputError` if a pixel is so far from ``some`` that it marks missing data."""
+    center = float(np.median(some))
+    spread = float(np.median(np.abs(some - center)))
+    above, below = float(array.max()) - center, center - float(array.min())
+    if spread > 0 and max(above, below) > NO_DATA * max(spread, sigma):
+        place = np.unravel_index(array.argmax() if above > below else array.argmin(), array.shape)
         raise InputError(
-            f"{name} has the value {array[place]:.6g} at {tuple(int(i) for i in place[:2])}, far from "
-            f"all others (their median is {center:.3g}): if it marks missing data, replace such values, "
-            "or leave the image out."
+            f"{name} has the value {array[place]:.6g} at {tuple(int(i) for i in place)}, far from all "
+            f"others (their median is {center:.3g}): if it marks missing data, replace such values "
+            "first (for example with scikit-image's inpaint_biharmonic)."
         )
 
 

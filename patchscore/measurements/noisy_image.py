@@ -19,16 +19,15 @@ from torch import Tensor
 
 from patchscore.checks import check_noise_level
 from patchscore.errors import InputError
-from patchscore.images import numeric_array
+from patchscore.images import check_no_marks, numeric_array
 from patchscore.measurements.noise import doubts_about_level, estimated_sigma, some_pixels
+from patchscore.measurements.noise_model import GIVEN_ERROR
 from patchscore.protocols import Score
 
-# The relative error of a noise level that the user gives, and of an estimated one.
-GIVEN_ERROR, ESTIMATED_ERROR = 0.005, 0.1
-# In float32, a prior needs room for sums of pixels. Further from the median of an image, in units of
-# its noise and of its spread, are marks for missing data: "no data" of 1e30, -3.4e38, ...
+# The relative error of a noise level that was estimated from wavelets.
+ESTIMATED_ERROR = 0.1
+# A prior needs room for sums of pixels.
 ROOM = {np.float32: 1e30, np.float64: 1e300}
-NO_DATA = 1e8
 # Large images are scaled in float64 a part at a time, so that there is no second copy of them.
 ROWS_AT_ONCE = 256
 
@@ -94,7 +93,7 @@ class NoisyImage:
         if sigma_error is None:
             sigma_error = ESTIMATED_ERROR if sigma is None else GIVEN_ERROR
         sigma = estimated_sigma(array, channel_axis) if sigma is None else check_noise_level(sigma)
-        _check_no_marks(array, some_pixels(pixels), sigma, name)
+        check_no_marks(array, some_pixels(pixels), name, sigma)
         return cls(pixels, sigma, sigma_error, channel_axis)
 
     @property
@@ -205,20 +204,6 @@ class Seen:
 def _parts(values: np.ndarray) -> list[slice]:
     """The rows of (C, H, W), a part at a time."""
     return [slice(top, top + ROWS_AT_ONCE) for top in range(0, values.shape[1], ROWS_AT_ONCE)]
-
-
-def _check_no_marks(array: np.ndarray, some: np.ndarray, sigma: float, name: str) -> None:
-    """Raise :class:`InputError` if a pixel is so far from the others that it marks missing data."""
-    center = np.median(some)
-    spread = np.median(np.abs(some - center))
-    above, below = float(array.max()) - center, center - float(array.min())
-    if spread > 0 and max(above, below) > NO_DATA * max(spread, sigma):
-        place = np.unravel_index(array.argmax() if above > below else array.argmin(), array.shape)
-        raise InputError(
-            f"{name} has the value {array[place]:.6g} at {tuple(int(i) for i in place)}, far from all "
-            f"others (their median is {center:.3g}): if it marks missing data, replace such values "
-            "first (for example with scikit-image's inpaint_biharmonic)."
-        )
 
 
 def _channels_first(array: np.ndarray, channel_axis: int | None, name: str) -> np.ndarray:
