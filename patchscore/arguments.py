@@ -103,7 +103,7 @@ def _add_denoise(commands: Subcommands) -> None:
     add("--adapt", action="store_true", help="let the prior learn from each image, for up to a minute")
     add("--std", metavar="OUT", type=Path, help="file or folder for the posterior standard deviation")
     add("--samples", type=int, help="posterior samples for the standard deviation (default: 16)")
-    add("--preview", metavar="FILE.png", type=Path, help="a picture: noisy, clean, what was removed")
+    add("--preview", metavar="FILE.png", type=Path, help="a picture: noisy, denoised, what was removed")
     _add_keep(clean)
     _add_common(clean, "prior", "seed", default_prior=AUTO)
     stack = clean.add_argument_group("stacks and volumes, TIFF of several pages or Zarr")

@@ -100,8 +100,8 @@ def denoise(
         and X), or by default one level for all planes, estimated at once on up to 16 crops.
     prior
         The name of a bundled prior, the path of a prior file, or a :class:`PatchPrior`. By default
-        ``natural-color`` for three channels, ``natural-gray-fast`` for correlated noise, on which it is
-        better than the larger prior, and else ``natural-gray``.
+        ``natural-gray-fast`` for correlated noise, on which it is better than the larger priors; for
+        other noise ``natural-color`` for three channels, else ``natural-gray``.
     channel_axis
         The axis of the channels, None for a gray image. A gray prior denoises each channel separately.
     axes

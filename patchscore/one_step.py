@@ -20,8 +20,7 @@ from patchscore.measurements.noise_model import Noise
 from patchscore.measurements.noisy_image import NoisyImage, Seen
 from patchscore.priors.prior import PatchPrior
 
-# Below so many photons on average, estimates are refined with these shares of the noisy image: 3 dB
-# better at one photon in the brightest pixel, 0.2 dB at five (python -m benchmarks noise).
+# Below so many photons on average, estimates are refined with these shares of the noisy image.
 FEW_PHOTONS, SHARES = 10.0, (0.7, 0.5)
 LEVEL_RATIO = 1.25  # of neighbouring noise levels, where the level differs from pixel to pixel
 

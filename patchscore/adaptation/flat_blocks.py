@@ -20,7 +20,7 @@ import numpy as np
 
 from patchscore.measurements.noise_model import Noise, autocovariance
 
-FEWEST_BLOCKS = 9  # of 5 x 5 means of 8 x 8 pixels
+SMALLEST = 120  # pixels on a side: three blocks of 5 x 5 means of 8 x 8
 # Of the flattest places: the quantile, and how their levels differ from scale to scale and from place to
 # place. A logistic regression on training photographs, clean and with white or correlated noise, and on
 # cameras. What it decides is measured by python -m benchmarks decisions.
@@ -44,7 +44,7 @@ def is_correlated_noise(pixels: np.ndarray) -> bool:
 
     Texture differs from place to place, and keeps growing with the scale.
     """
-    if min(pixels.shape[1:]) // 40 < math.isqrt(FEWEST_BLOCKS):
+    if min(pixels.shape[1:]) < SMALLEST:
         return False
     levels = [_block_levels(pixels, size) + NOTHING for size in (1, 2, 4, 8)]
     flat = np.log([np.quantile(level, FLAT) for level in levels])

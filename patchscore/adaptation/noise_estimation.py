@@ -45,7 +45,8 @@ ENDS = 0.05, 0.95  # the quantiles of brightness at which the variance is fitted
 LIMITS, CAUTION = (1.6, 2.5), 4.0
 # The decisions, chosen on training photographs and cameras: python -m benchmarks decisions.
 GROWS, DECISIVE = 0.3, 5e-4  # log of bright over dark, and the gain of evidence per pixel
-FEW_COUNTS, AS_GOOD = 2.0, 0.01  # the tilt and the loss of evidence with which counts are believed
+# Whole counts are believed above this tilt, or if they lose less evidence per pixel than this.
+FEW_COUNTS, AS_GOOD = 2.0, 0.01
 ZEROS, FEW_ZEROS = 2.0, 0.005  # more counts of zero than expected, and in any case
 FEW_PHOTONS = 1.0  # on average, below which whole numbers are believed by their zeros alone
 TEXTURE = 2.0  # the largest level of correlated noise over that of 4 x 4 means

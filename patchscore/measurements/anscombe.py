@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-TABULATED = 200.0  # photons; beyond, the expansion is exact to 1e-5 photons
+TABULATED = 200.0  # photons; beyond, there is the expansion
 NODES = 128  # of the Gauss-Hermite rule
 
 
