@@ -6,9 +6,11 @@ Each test takes its number of inputs from the profile that conftest.py loads.
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -124,6 +126,15 @@ def attempt(call: Callable[[], Any]) -> Any:
             return call()
         except ps.InputError:
             return None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Text where a path is taken is the name of a file, which is written in a folder of the tests."""
+    here = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("fuzz"))
+    yield
+    os.chdir(here)
 
 
 @pytest.fixture(scope="module")
